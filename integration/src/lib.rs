@@ -1,0 +1,1 @@
+//! Black-box tests and developer tasks: sees only the binaries.

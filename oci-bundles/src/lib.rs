@@ -1,0 +1,1 @@
+//! A checkpoint at rest, and the bundle it is made from.
