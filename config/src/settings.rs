@@ -1,0 +1,113 @@
+//! The resolved settings: one struct a consumer, no options left open.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::layer::Source;
+
+/// Everything that can be set, resolved once for a container.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// For dumps.
+    pub dump: Dump,
+    /// For restores.
+    pub restore: Restore,
+    /// Where each value that is not a default came from, by dotted name.
+    pub sources: BTreeMap<&'static str, Source>,
+}
+
+/// What becomes of established TCP connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Tcp {
+    /// A dump of a process that holds one fails; a restore does what the dump did.
+    #[default]
+    Default,
+    /// They are saved and restored. The address must exist where the restore happens.
+    Established,
+    /// They come back closed: the process sees a reset.
+    Close,
+}
+
+/// How CRIU keeps packets away while connections are dumped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NetworkLock {
+    /// Not at all when there is no connection to protect, else CRIU's own default.
+    #[default]
+    Auto,
+    /// Never.
+    Skip,
+    /// With iptables rules.
+    Iptables,
+    /// With an nftables table.
+    Nftables,
+}
+
+/// Settings of a dump.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dump {
+    /// `dump.leave-running`: the container goes on running after a dump whose client said nothing about it. Only for
+    /// requests that come without checkpoint options; what a client says wins.
+    pub leave_running: bool,
+    /// `dump.tcp`: established connections.
+    pub tcp: Tcp,
+    /// `dump.skip-in-flight`: connections that nobody has accepted yet are left out instead of failing the dump.
+    pub skip_in_flight: bool,
+    /// `dump.external-unix-sockets`: datagram sockets connected to the host are left out instead of failing the dump.
+    pub external_unix_sockets: bool,
+    /// `dump.file-locks`: file locks are saved. Safe in a container, whose files nobody else locks.
+    pub file_locks: bool,
+    /// `dump.link-remap`: a deleted file that still has another name is given one again, `link_remap.N` beside it.
+    pub link_remap: bool,
+    /// `dump.ghost-limit`: the size in bytes up to which a deleted but open file goes into the image.
+    pub ghost_limit: u64,
+    /// `dump.network-lock`.
+    pub network_lock: NetworkLock,
+    /// `dump.timeout`: after this a dump is given up and taken back; zero means by the size of the container.
+    pub timeout: Duration,
+    /// `dump.log-dir`: where the log of a failed dump or restore survives its bundle.
+    pub log_dir: PathBuf,
+}
+
+impl Default for Dump {
+    fn default() -> Self {
+        Self {
+            leave_running: true,
+            tcp: Tcp::Default,
+            skip_in_flight: false,
+            external_unix_sockets: false,
+            file_locks: true,
+            link_remap: true,
+            // CRIU's own 1 MiB fails the dump of any program that unlinks its log or its cache. The limit only bounds
+            // what goes into the image, so it is set where a container's memory usually is.
+            ghost_limit: 512 * 1024 * 1024,
+            network_lock: NetworkLock::Auto,
+            timeout: Duration::ZERO,
+            log_dir: PathBuf::from("/var/log/cedana"),
+        }
+    }
+}
+
+/// Settings of a restore.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restore {
+    /// `restore.tcp`: established connections found in the image.
+    pub tcp: Tcp,
+    /// `restore.network-lock`.
+    pub network_lock: NetworkLock,
+    /// `restore.timeout`: after this a restore is given up; zero means by the size of the image.
+    pub timeout: Duration,
+    /// `restore.skip-file-check`: do not compare the mode of files with what they were.
+    pub skip_file_check: bool,
+}
+
+impl Default for Restore {
+    fn default() -> Self {
+        Self {
+            tcp: Tcp::Default,
+            network_lock: NetworkLock::Auto,
+            timeout: Duration::ZERO,
+            skip_file_check: false,
+        }
+    }
+}
