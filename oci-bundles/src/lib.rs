@@ -1,1 +1,18 @@
-//! A checkpoint at rest, and the bundle it is made from.
+//! An OCI bundle on disk: what its `config.json` says, and the mounts its root file system is made of.
+//!
+//! ```text
+//!  <bundle>/config.json --spec--> SpecView          (a few fields, never the whole specification)
+//!           config.json <--spec-- inject_annotations (everything else stays byte for byte)
+//!  Create.rootfs -------mounts--> <bundle>/rootfs    (undone when one of them fails)
+//! ```
+//!
+//! Invariants:
+//! - a `config.json` is foreign input: it is read up to a limit and nothing in it is followed;
+//! - reading never changes a bundle, and a rewrite is seen whole or not at all;
+//! - no mount of a failed `mount_all` remains, and unmounting goes on to its end and returns every error;
+//! - nothing here knows of containerd, runc or CRIU, waits for the network, or starts a thread that outlives
+//!   the call.
+
+pub mod spec;
+
+pub mod mounts;
