@@ -1,0 +1,29 @@
+//! `testbed [SUITE] [-- COMMAND…]`: see `integration::testbed`, and `integration/testbed`, which builds and runs it.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use integration::testbed::command;
+use integration::testbed::init::{self, NOT_RUN};
+use integration::testbed::instance::{self, INIT_ARGUMENT};
+use integration::testbed::report::say;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            say(&format!("failed to {error:#}"));
+            ExitCode::from(NOT_RUN)
+        }
+    }
+}
+
+fn run() -> Result<u8> {
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    if arguments.next_if(|first| first == INIT_ARGUMENT).is_some() {
+        let plan = arguments.next().context("read the plan: it is missing")?;
+        return init::run(&plan.to_string_lossy());
+    }
+    let directory = std::env::current_dir().context("find the current directory")?;
+    instance::run(&command::parse(arguments, directory)?)
+}

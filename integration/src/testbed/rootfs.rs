@@ -1,0 +1,100 @@
+//! A suite's root file system: Debian packages, put together by mmdebstrap, and the test images.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use super::report::say;
+use super::suite::{RECIPE_VERSION, Recipe};
+use super::{apt, cache, image};
+
+/// A build takes half a minute from a near mirror; a slow one gets this long.
+const BUILD_SECONDS_MAX: u32 = 1800;
+
+/// As much of a failed build's log as a person reads.
+const LOG_TAIL_BYTES: u64 = 3000;
+
+/// Where the test images lie inside a root file system, as one `docker save` archive.
+pub const IMAGES: &str = "usr/share/cedana-testbed/images.tar";
+
+/// The root file system of that recipe: its path, built if it is not in the cache.
+pub fn ensure(recipe: &Recipe) -> Result<PathBuf> {
+    let place = cache::place(recipe.release, &format!("{RECIPE_VERSION} {recipe:?}"))?;
+    cache::built(&place, |partial| build(recipe, partial))?;
+    Ok(place)
+}
+
+fn build(recipe: &Recipe, root: &Path) -> Result<()> {
+    apt::need(&[("mmdebstrap", "mmdebstrap")])?;
+    debian(recipe, root)?;
+    let images = root.join(IMAGES);
+    if let Some(parent) = images.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let busybox = fs::read(root.join("bin/busybox")).context("read the suite's busybox")?;
+    let applets = image::applets(&root.join("bin/busybox"))?;
+    fs::write(&images, image::archive(&busybox, &applets)).context("write the test images")
+}
+
+/// Runs mmdebstrap. Its signature checks stay on; only the date is not looked at, since mirrors of testing fall behind.
+fn debian(recipe: &Recipe, root: &Path) -> Result<()> {
+    let mirror = apt::mirror();
+    say(&format!(
+        "building Debian {} with {} from {mirror}; once, about half a minute",
+        recipe.release,
+        recipe.packages.join(" ")
+    ));
+    let log_path = root.with_extension("log");
+    let mut log = File::options()
+        .create(true)
+        .truncate(true)
+        .read(true)
+        .write(true)
+        .open(&log_path)?;
+    let status = Command::new("timeout")
+        .arg(BUILD_SECONDS_MAX.to_string())
+        .args([
+            "mmdebstrap",
+            "--mode=root",
+            "--variant=apt",
+            "--components=main",
+            "--format=directory",
+        ])
+        .args([
+            "--aptopt=Acquire::Check-Valid-Until \"false\"",
+            "--aptopt=APT::Install-Recommends \"false\"",
+        ])
+        .args(
+            ["man", "doc", "locale", "info"].map(|dir| format!("--dpkgopt=path-exclude=/usr/share/{dir}/*")),
+        )
+        .arg(format!("--include={}", recipe.packages.join(",")))
+        .arg(recipe.release)
+        .arg(root)
+        .arg(&mirror)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log.try_clone()?)
+        .status()
+        .context("run mmdebstrap")?;
+    if !status.success() {
+        bail!(
+            "build Debian {}: mmdebstrap ended with {status}; its last words (all in {}):\n{}\
+               is {mirror} reachable, and is the package debian-archive-keyring installed and recent?",
+            recipe.release,
+            log_path.display(),
+            tail(&mut log)?
+        );
+    }
+    fs::remove_file(&log_path).with_context(|| format!("remove {}", log_path.display()))
+}
+
+fn tail(log: &mut File) -> Result<String> {
+    let length = log.seek(SeekFrom::End(0))?;
+    let _ = log.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES)))?;
+    let mut text = Vec::new();
+    let _ = log.take(LOG_TAIL_BYTES).read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
