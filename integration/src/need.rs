@@ -1,0 +1,131 @@
+//! What a test needs of the machine, and the named skip when it is not there.
+//!
+//! A skip is printed as `SKIP test: reason`. Where `CI=true`, a need that the suite has promised is an error instead,
+//! so that a broken testbed cannot pass for a green one.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+/// Something that not every machine, suite or runtime has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// The runtime under test is ours: containerd's own shim does not do this.
+    OurShim,
+    /// A Docker daemon that can be started.
+    Docker,
+    /// The nerdctl client.
+    Nerdctl,
+    /// The crictl client, and containerd's CRI service.
+    Crictl,
+    /// The crun runtime.
+    Crun,
+    /// Memory, pids and freezer as cgroup v1 hierarchies.
+    CgroupV1,
+    /// The unified cgroup hierarchy with its controllers.
+    CgroupV2,
+    /// systemd as pid 1, with its cgroup driver.
+    Systemd,
+    /// A CRIU that can be run.
+    Criu,
+}
+
+/// What each suite of the testbed promises.
+const PROMISES: &[(&str, &[Need])] = &[
+    ("forky", &[Need::Docker, Need::Crun, Need::CgroupV1, Need::Criu]),
+    ("trixie", &[Need::Docker, Need::Crun, Need::CgroupV1, Need::Criu]),
+    (
+        "latest",
+        &[
+            Need::Nerdctl,
+            Need::Crictl,
+            Need::Crun,
+            Need::CgroupV1,
+            Need::Criu,
+        ],
+    ),
+    ("vm", &[Need::CgroupV2, Need::Systemd, Need::Criu]),
+];
+
+/// Runtime under test unless `CEDANA_TEST_RUNTIME` names another.
+pub const OUR_RUNTIME: &str = "io.containerd.cedana.v1";
+
+/// Name of the runtime under test.
+pub fn runtime() -> String {
+    variable("CEDANA_TEST_RUNTIME").unwrap_or_else(|| OUR_RUNTIME.to_owned())
+}
+
+/// The testbed's suite, or `host` outside it.
+pub fn suite() -> String {
+    variable("TESTBED_SUITE").unwrap_or_else(|| "host".to_owned())
+}
+
+/// Whether `test` may go on. When not, says why it was skipped; an error if the suite had promised the need.
+pub fn met(test: &str, need: Need, why: &str) -> Result<bool> {
+    if is_there(need) {
+        return Ok(true);
+    }
+    let suite = suite();
+    if variable("CI").as_deref() == Some("true") && promised(&suite, need) {
+        bail!("{test} needs {need:?}, which the suite {suite} promises ({why})");
+    }
+    let _closed = writeln!(std::io::stderr(), "SKIP {test}: needs {need:?}: {why}");
+    Ok(false)
+}
+
+/// Skips the test it stands in unless the need is met: `need!(Docker, "runs a container by docker");`
+#[macro_export]
+macro_rules! need {
+    ($need:ident, $why:expr) => {{
+        fn here() {}
+        let test = std::any::type_name_of_val(&here).trim_end_matches("::here");
+        if !$crate::need::met(test, $crate::need::Need::$need, $why)? {
+            return Ok(());
+        }
+    }};
+}
+
+fn promised(suite: &str, need: Need) -> bool {
+    PROMISES
+        .iter()
+        .any(|(name, needs)| *name == suite && needs.contains(&need))
+}
+
+fn is_there(need: Need) -> bool {
+    match need {
+        Need::OurShim => runtime() == OUR_RUNTIME,
+        Need::Docker => runs("dockerd", "--version") && runs("docker", "--version"),
+        Need::Nerdctl => runs("nerdctl", "--version"),
+        Need::Crictl => runs("crictl", "--version"),
+        Need::Crun => runs("crun", "--version"),
+        Need::CgroupV1 => Path::new("/sys/fs/cgroup/memory").is_dir(),
+        Need::CgroupV2 => Path::new("/sys/fs/cgroup/cgroup.controllers").is_file(),
+        Need::Systemd => Path::new("/run/systemd/system").is_dir(),
+        Need::Criu => runs("criu", "--version"),
+    }
+}
+
+fn runs(program: &str, flag: &str) -> bool {
+    Command::new(program)
+        .arg(flag)
+        .output()
+        .is_ok_and(|output| output.status.success())
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_suite_promises_what_its_table_says() {
+        assert!(promised("forky", Need::Docker));
+        assert!(!promised("forky", Need::Systemd));
+        assert!(!promised("host", Need::Docker));
+    }
+}
