@@ -1,0 +1,14 @@
+//! The figures of `make bench`: our shim against containerd's own, run in turn on one containerd.
+//!
+//! A [`measure::Measure`] yields one sample of one or more figures for one side; [`sampling`] asks both sides for it
+//! in alternating order, so that what drifts on the machine (caches, clocks, neighbours) hits both alike; [`report`]
+//! makes the table and the JSON from the medians. [`profile`] tells where the time of one `ctr run` goes.
+//!
+//! Runs inside a testbed instance and uses the namespace `bench` of its containerd, which it leaves empty.
+
+pub mod ctr;
+pub mod figure;
+pub mod measure;
+pub mod profile;
+pub mod report;
+pub mod sampling;

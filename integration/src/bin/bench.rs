@@ -1,0 +1,115 @@
+//! `make bench`: prints the table of figures and writes `target/bench.json`. Runs inside a testbed instance.
+//!
+//! ```text
+//! bench [--only KEY]… [--runs N] [--out PATH] [--strict]     --strict: fail when a figure is over its limit
+//! bench --profile [--runs N]                                 where the time of `run` goes
+//! ```
+#![expect(clippy::print_stdout, reason = "the table is what the program is for")]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail, ensure};
+use integration::bench::figure::{FIGURES, Figure};
+use integration::bench::measure::{Dump, Exec, Measure, Run, ShimAtRest};
+use integration::bench::report::{Line, json, table};
+use integration::bench::{profile, sampling};
+
+/// Samples a side where `--runs` says nothing: a median of fewer moves from run to run.
+const RUNS: u32 = 20;
+
+struct Args {
+    only: Vec<String>,
+    runs: u32,
+    out: PathBuf,
+    strict: bool,
+    profile: bool,
+}
+
+impl Args {
+    fn parse(mut words: impl Iterator<Item = String>) -> Result<Self> {
+        let out = PathBuf::from("target/bench.json");
+        let mut args = Self {
+            only: Vec::new(),
+            runs: RUNS,
+            out,
+            strict: false,
+            profile: false,
+        };
+        while let Some(word) = words.next() {
+            let mut value = || words.next().with_context(|| format!("{word} needs a value"));
+            match word.as_str() {
+                "--only" => args.only.push(value()?),
+                "--runs" => args.runs = value()?.parse().context("--runs is a number")?,
+                "--out" => args.out = value()?.into(),
+                "--strict" => args.strict = true,
+                "--profile" => args.profile = true,
+                _ => bail!(
+                    "usage: bench [--only KEY]… [--runs N] [--out PATH] [--strict] | --profile [--runs N]"
+                ),
+            }
+        }
+        let known = |key: &String| FIGURES.iter().any(|figure| figure.key == key);
+        ensure!(
+            args.only.iter().all(known),
+            "no such figure among {:?}",
+            args.only
+        );
+        ensure!(args.runs > 0, "--runs must be at least 1");
+        Ok(args)
+    }
+
+    fn wants(&self, keys: &[Figure]) -> bool {
+        self.only.is_empty()
+            || keys
+                .iter()
+                .any(|figure| self.only.iter().any(|key| key == figure.key))
+    }
+}
+
+fn main() -> Result<ExitCode> {
+    let args = Args::parse(std::env::args().skip(1))?;
+    if args.profile {
+        print!("{}", profile::profile(args.runs)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let lines = measure(&args)?;
+    let ordered = FIGURES
+        .iter()
+        .filter_map(|figure| Some((figure.key, lines.get(figure.key)?)));
+    print!("{}", table(ordered));
+    std::fs::write(&args.out, json(&lines)?).with_context(|| format!("write {}", args.out.display()))?;
+    let over = lines.values().any(Line::over);
+    Ok(if over && args.strict {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+type Prepare = fn() -> Result<Box<dyn Measure>>;
+
+fn measure(args: &Args) -> Result<BTreeMap<&'static str, Line>> {
+    let [run, exec, rss, dirty, threads, dump, _] = FIGURES;
+    let measures: [(&[Figure], Prepare); 4] = [
+        (&[run], || Ok(Box::new(Run))),
+        (&[exec], || Ok(Box::new(Exec::prepare()?))),
+        (&[rss, dirty, threads], || Ok(Box::new(ShimAtRest))),
+        (&[dump], || Ok(Box::new(Dump::prepare()?))),
+    ];
+    let mut lines = BTreeMap::new();
+    for (figures, prepare) in measures.into_iter().filter(|(figures, _)| args.wants(figures)) {
+        let samples = sampling::take(prepare()?.as_mut(), args.runs)?;
+        for figure in figures {
+            let line = samples
+                .get(figure.key)
+                .and_then(|samples| Line::new(*figure, samples));
+            let _first = lines.insert(
+                figure.key,
+                line.with_context(|| format!("no samples of {}", figure.key))?,
+            );
+        }
+    }
+    Ok(lines)
+}
