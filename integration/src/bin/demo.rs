@@ -9,7 +9,8 @@ use integration::attached::Attached;
 
 const IMAGE: &str = "localhost/cedana/busybox:latest";
 const RUNTIME: &str = "io.containerd.cedana.v1";
-const COUNTER: &str = "n=0; while sleep 0.2; do n=$((n+1)); echo $n; done";
+/// A dump interrupts the `sleep`, which fails then: the loop must not depend on it.
+const COUNTER: &str = "n=0; while :; do n=$((n+1)); echo $n; sleep 0.2; done";
 /// Numbers shown before the checkpoint, and after the restore.
 const SHOWN: usize = 5;
 
@@ -33,7 +34,7 @@ fn main() -> Result<()> {
     run(&["containers", "delete", "demo"])?;
 
     println!("# restore it:");
-    let restored = attach(&[
+    run(&[
         "containers",
         "restore",
         "--rw",
@@ -41,6 +42,7 @@ fn main() -> Result<()> {
         "demo",
         "demo-checkpoint",
     ])?;
+    let restored = attach(&["tasks", "attach", "demo"])?;
     let after = numbers(&restored)?;
     println!("{}", spaced(&after));
 
