@@ -375,4 +375,29 @@ pub struct RuncOptions {
     pub root: String,
     #[prost(bool, tag = "9")]
     pub systemd_cgroup: bool,
+    #[prost(string, tag = "10")]
+    pub criu_image_path: String,
+    #[prost(string, tag = "11")]
+    pub criu_work_path: String,
+}
+
+/// `containerd.runc.v1.CheckpointOptions`, as far as containerd's clients set it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CheckpointOptions {
+    #[prost(bool, tag = "1")]
+    pub exit: bool,
+    #[prost(bool, tag = "5")]
+    pub file_locks: bool,
+    #[prost(string, tag = "8")]
+    pub image_path: String,
+    #[prost(string, tag = "9")]
+    pub work_path: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CheckpointTaskRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(message, optional, tag = "3")]
+    pub options: Option<Any>,
 }

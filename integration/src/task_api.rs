@@ -182,6 +182,19 @@ impl TaskApi {
         .map(|_: msg::Empty| ())
     }
 
+    /// Dumps the task, with runc's options or with none.
+    pub fn checkpoint(&self, id: &str, options: Option<&msg::CheckpointOptions>) -> Answer<()> {
+        let options = options.map(|options| prost_types::Any {
+            type_url: "containerd.runc.v1.CheckpointOptions".to_owned(),
+            value: options.encode_to_vec(),
+        });
+        let request = msg::CheckpointTaskRequest {
+            container_id: id.to_owned(),
+            options,
+        };
+        self.call(TASKS, "Checkpoint", request).map(|_: msg::Empty| ())
+    }
+
     /// Every process of the task, execs marked.
     pub fn pids(&self, id: &str) -> Answer<Vec<msg::ProcessInfo>> {
         let request = msg::IdRequest {
