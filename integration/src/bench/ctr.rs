@@ -12,8 +12,8 @@ use super::figure::Side;
 
 /// The image every suite of the testbed has loaded.
 pub const IMAGE: &str = "localhost/cedana/busybox:latest";
-/// Our own namespace of containerd, so that what we leave or remove is ours.
-pub const NAMESPACE: &str = "bench";
+/// The namespace of containerd that has the image.
+pub const NAMESPACE: &str = "default";
 /// A command that takes longer hangs: the slowest takes a second on a loaded machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -26,7 +26,7 @@ pub struct Timed {
     pub ms: f64,
 }
 
-/// Runs `ctr` with these arguments in the bench's namespace.
+/// Runs `ctr` with these arguments in the bench's namespace of containerd.
 ///
 /// # Errors
 /// It could not be started, ran past the deadline (it is killed then), or failed; with what it wrote to stderr.

@@ -4,11 +4,12 @@
 //! in alternating order, so that what drifts on the machine (caches, clocks, neighbours) hits both alike; [`report`]
 //! makes the table and the JSON from the medians. [`profile`] tells where the time of one `ctr run` goes.
 //!
-//! Runs inside a testbed instance and uses the namespace `bench` of its containerd, which it leaves empty.
+//! Runs inside a testbed instance, alone: the containers of others would be measured with it.
 
 pub mod ctr;
 pub mod figure;
 pub mod measure;
 pub mod profile;
 pub mod report;
+pub mod restore;
 pub mod sampling;

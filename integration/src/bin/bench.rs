@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use integration::bench::figure::{FIGURES, Figure};
 use integration::bench::measure::{Dump, Exec, Measure, Run, ShimAtRest};
 use integration::bench::report::{Line, json, table};
+use integration::bench::restore::Restore;
 use integration::bench::{profile, sampling};
 
 /// Samples a side where `--runs` says nothing: a median of fewer moves from run to run.
@@ -91,12 +92,13 @@ fn main() -> Result<ExitCode> {
 type Prepare = fn() -> Result<Box<dyn Measure>>;
 
 fn measure(args: &Args) -> Result<BTreeMap<&'static str, Line>> {
-    let [run, exec, rss, dirty, threads, dump, _] = FIGURES;
-    let measures: [(&[Figure], Prepare); 4] = [
+    let [run, exec, rss, dirty, threads, dump, restore] = FIGURES;
+    let measures: [(&[Figure], Prepare); 5] = [
         (&[run], || Ok(Box::new(Run))),
         (&[exec], || Ok(Box::new(Exec::prepare()?))),
         (&[rss, dirty, threads], || Ok(Box::new(ShimAtRest))),
         (&[dump], || Ok(Box::new(Dump::prepare()?))),
+        (&[restore], || Ok(Box::new(Restore::prepare()?))),
     ];
     let mut lines = BTreeMap::new();
     for (figures, prepare) in measures.into_iter().filter(|(figures, _)| args.wants(figures)) {
