@@ -136,8 +136,8 @@ fn spans(trace: &str) -> Vec<Span> {
             continue;
         };
         let Some(pid) = value(event, "pid=") else { continue };
-        let ended = event.starts_with("exec:") || value(event, "group_dead=") != Some("false");
-        if ended && let Some(span) = running.remove(pid).and_then(|place| spans.get_mut(place)) {
+        // The exit of the first thread, whose id is the process's; the others follow within microseconds.
+        if let Some(span) = running.remove(pid).and_then(|place| spans.get_mut(place)) {
             span.end = Some(at);
         }
         if let Some(path) = event
@@ -219,7 +219,7 @@ mod tests {
             ctr-9 [001] ..... 10.6: sched_process_exit: comm=ctr pid=9 prio=120 group_dead=false\n\
             sh-8 [000] .N... 10.7: sched_process_exec: filename=/bin/sh pid=8 old_pid=8\n\
             runc-8 [000] .N... 10.8: sched_process_exec: filename=/sbin/runc pid=8 old_pid=8\n\
-            ctr-7 [001] ..... 11.0: sched_process_exit: comm=ctr pid=7 prio=120 group_dead=true\n";
+            ctr-7 [001] ..... 11.0: sched_process_exit: comm=ctr pid=7 prio=120 group_dead=false\n";
         let expected = [
             span("ctr", 10.5, 11.0),
             span("sh", 10.7, 10.8),
