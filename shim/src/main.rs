@@ -1,2 +1,42 @@
-//! The shim binary.
-fn main() {}
+//! `containerd-shim-cedana-v1`: containerd starts it with `start` and `delete`, and `start` starts the server.
+//!
+//! Standard output and error are read by containerd as one answer, so nothing is printed but that, or why there is none.
+
+use std::env;
+use std::error::Error;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use shim::args::{Action, Args, Environment};
+use shim::{bootstrap, delete, info, serve, start};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(answer) if io::stdout().lock().write_all(&answer).is_ok() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            // There is nobody left to tell if this fails too.
+            let _ = writeln!(io::stderr(), "failed to {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Does what the command line says. Returns what is to be printed.
+fn run() -> Result<Vec<u8>, Box<dyn Error>> {
+    let args = Args::parse(env::args_os().skip(1))?;
+    let environment = Environment::read();
+    match args.action {
+        Action::Start => {
+            let stdin = bootstrap::read_stdin()?;
+            Ok(start::start(&args, &environment, &env::current_dir()?, &stdin)?)
+        }
+        Action::Delete => Ok(delete::delete(&args, &env::current_dir()?)?),
+        Action::Info => Ok(info::info(&bootstrap::read_stdin()?)?),
+        Action::Version => Ok(info::version().into_bytes()),
+        Action::Serve => {
+            serve::serve(&args, &environment, &env::current_dir()?)?;
+            Ok(Vec::new())
+        }
+    }
+}
