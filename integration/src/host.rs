@@ -24,7 +24,7 @@ use crate::leftovers::Places;
 use crate::messages as msg;
 use crate::messages::Status;
 use crate::need;
-use crate::stdio::StreamNames;
+use crate::stdio::{Output, StreamNames};
 use crate::task_api::{Answer, TaskApi, json_any};
 use crate::workload::{Workload, lay_rootfs};
 
@@ -165,9 +165,28 @@ impl Host {
         Ok(container)
     }
 
+    /// Like `run`, with fifos for its output; returns when it has said `ready`, with its standard output so far.
+    pub fn run_until_ready(&self, workload: Workload) -> Result<(Container, Output)> {
+        let container = self.container("c", workload)?;
+        let fifos = container.fifos("init")?;
+        let (stdout, _stderr) = fifos.read();
+        let _pid = container.create_with(&fifos.names(false), None)?;
+        let _pid = container.start()?;
+        stdout.wait_for("ready\n")?;
+        Ok((container, stdout))
+    }
+
     /// Runs `ctr` in the test's namespace.
     pub fn ctr(&self, args: &[&str]) -> Result<Said> {
         self.ctr_with_input(args, "")
+    }
+
+    /// The arguments that make a `ctr` speak to the test's containerd and namespace, and then `args`.
+    pub fn ctr_args(&self, args: &[&str]) -> Vec<String> {
+        let address = self.inner.address.display().to_string();
+        let mut all = vec!["--address".to_owned(), address, "--namespace".to_owned(), self.namespace().to_owned()];
+        all.extend(args.iter().map(|&arg| arg.to_owned()));
+        all
     }
 
     /// Runs `ctr` in the test's namespace with text on its standard input.

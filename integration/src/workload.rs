@@ -33,8 +33,9 @@ const CAPABILITIES: &[&str] = &[
     "CAP_SYS_CHROOT",
 ];
 
-/// A script for a shell that stays until it is told to go: `TERM` ends it with 143 as an ordinary program would.
-pub const FOREVER: &str = "trap 'exit 143' TERM; while true; do sleep 3600 & wait $!; done";
+/// A script for a shell that says `ready` and stays until it is told to go: a container's first process ignores the
+/// signals that it does not handle, so `TERM` has to be trapped to end it with 143 like an ordinary program.
+pub const FOREVER: &str = "trap 'exit 143' TERM; echo ready; while true; do sleep 3600 & wait $!; done";
 
 /// A container to be: its command and what is special about it. Everything else is as `ctr run` would have it.
 #[derive(Clone, Debug)]
