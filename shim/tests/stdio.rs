@@ -1,6 +1,8 @@
 //! Standard streams with real fifos, files, terminals and logging binaries. A shell stands for runc and its container;
 //! no root needed.
 
+#![cfg(test)]
+
 use std::fs::{self, File, OpenOptions};
 use std::future::Future;
 use std::io::{self, IoSlice, Read, Write};
