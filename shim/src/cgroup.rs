@@ -17,6 +17,7 @@ mod freeze;
 mod kill;
 mod oom;
 mod paths;
+mod stats;
 mod stats_v1;
 mod stats_v2;
 
