@@ -36,6 +36,11 @@ impl Container {
         &self.id
     }
 
+    /// Whether its stdio is a terminal.
+    pub fn has_terminal(&self) -> bool {
+        self.workload.has_terminal()
+    }
+
     /// The API it is reached by, for calls that have no shorthand here.
     pub fn api(&self) -> &TaskApi {
         &self.host.api
@@ -48,6 +53,20 @@ impl Container {
 
     /// Creates the task; returns the pid of its init process.
     pub fn create_with(&self, streams: &StreamNames, options: Option<&msg::RuncOptions>) -> Answer<u32> {
+        self.create_request(streams, options, None)
+    }
+
+    /// Creates the task from a checkpoint in containerd's content store.
+    pub fn create_from(&self, streams: &StreamNames, checkpoint: msg::Descriptor) -> Answer<u32> {
+        self.create_request(streams, None, Some(checkpoint))
+    }
+
+    fn create_request(
+        &self,
+        streams: &StreamNames,
+        options: Option<&msg::RuncOptions>,
+        checkpoint: Option<msg::Descriptor>,
+    ) -> Answer<u32> {
         let overlay = self
             .host
             .overlay(&self.id)
@@ -59,6 +78,7 @@ impl Container {
             stdout: streams.stdout.clone(),
             stderr: streams.stderr.clone(),
             terminal: self.workload.has_terminal(),
+            checkpoint,
             options: options.map(runc_options),
         })?;
         self.host.note_socket(&self.bundle());

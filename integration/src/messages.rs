@@ -74,6 +74,17 @@ pub struct ProcessRequest {
     pub exec_id: String,
 }
 
+/// A blob in containerd's content store.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Descriptor {
+    #[prost(string, tag = "1")]
+    pub media_type: String,
+    #[prost(string, tag = "2")]
+    pub digest: String,
+    #[prost(int64, tag = "3")]
+    pub size: i64,
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CreateTaskRequest {
     #[prost(string, tag = "1")]
@@ -88,6 +99,8 @@ pub struct CreateTaskRequest {
     pub stderr: String,
     #[prost(bool, tag = "7")]
     pub terminal: bool,
+    #[prost(message, optional, tag = "8")]
+    pub checkpoint: Option<Descriptor>,
     #[prost(message, optional, tag = "9")]
     pub options: Option<Any>,
 }

@@ -98,6 +98,7 @@ impl Restore {
             stdout: names.stdout,
             stderr: names.stderr,
             terminal: false,
+            checkpoint: None,
             options,
         };
         let start = Instant::now();

@@ -2,12 +2,13 @@
 //! must refuse, and answers questions on stdin, one line each, so that a test can see that it goes on.
 //!
 //! ```text
-//! workload tree            threads, pipes to child processes, a listening socket, locks, a deleted open file
+//! workload tree            threads, pipes to child processes, a listening socket, a deleted open file
+//! workload locks           a lock of either kind on a file
 //! workload hold KIND       one thing (see `Held`) that CRIU cannot save, or only with an option
 //! workload memory MIB      that much touched memory
 //! ```
 //! Every mode prints `ready` first. `ping` is answered by `pong N`, N being the answers so far; `check` by `ok N` or
-//! `bad: REASON`; `drop` lets go of what `hold` holds.
+//! `bad: REASON`, and so is `connect`, which goes to the tree's socket over the loopback device; `drop` lets go of what `hold` holds.
 #![expect(clippy::print_stdout, reason = "stdout is how the program speaks to its test")]
 
 use std::fs::File;
@@ -41,17 +42,21 @@ fn main() -> Result<()> {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["tree"] => converse(&mut Tree::grow()?),
+        ["locks"] => converse(&mut Locks::take()?),
         ["hold", kind] => converse(&mut Hold(Some(Held::take(kind)?))),
         ["memory", mib] => converse(&mut Memory::touch(mib.parse()?)),
         ["relay"] => relay(),
         ["echo"] => echo(),
-        _ => bail!("usage: workload tree | hold KIND | memory MIB"),
+        _ => bail!("usage: workload tree | locks | hold KIND | memory MIB"),
     }
 }
 
 /// What a mode answers to the lines it is sent.
 trait Answer {
     fn check(&mut self) -> Result<()>;
+    fn connect(&mut self) -> Result<()> {
+        bail!("nothing listens")
+    }
     fn drop_held(&mut self) {}
 }
 
@@ -61,10 +66,8 @@ fn converse(mode: &mut dyn Answer) -> Result<()> {
     for line in std::io::stdin().lock().lines() {
         answers += 1;
         match line?.trim() {
-            "check" => match mode.check() {
-                Ok(()) => println!("ok {answers}"),
-                Err(error) => println!("bad: {error:#}"),
-            },
+            "check" => report(mode.check(), answers),
+            "connect" => report(mode.connect(), answers),
             "drop" => {
                 mode.drop_held();
                 println!("dropped {answers}");
@@ -76,32 +79,28 @@ fn converse(mode: &mut dyn Answer) -> Result<()> {
     Ok(())
 }
 
-/// Two generations of children over pipes, three counting threads, and the file state of a small server.
+fn report(found: Result<()>, answers: u64) {
+    match found {
+        Ok(()) => println!("ok {answers}"),
+        Err(error) => println!("bad: {error:#}"),
+    }
+}
+
+/// Two generations of children over pipes, three counting threads, and the open files of a small server.
 struct Tree {
     counters: Vec<Arc<AtomicU64>>,
     children: Relay,
     listener: TcpListener,
     deleted: File,
-    _flock: Flock<File>,
-    _posix: File,
 }
 
 impl Tree {
     fn grow() -> Result<Self> {
-        let deleted = deleted_file("/deleted")?;
-        let flock = Flock::lock(File::create(FLOCK)?, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| errno)
-            .context("flock")?;
-        let posix = File::create(POSIX_LOCK)?;
-        let _done = fcntl(&posix, FcntlArg::F_SETLK(&whole_file_lock())).context("posix lock")?;
-        let counters: Vec<_> = (0..3).map(|_| count()).collect();
         Ok(Self {
-            counters,
+            counters: (0..3).map(|_| count()).collect(),
             children: Relay::spawn("relay")?,
             listener: TcpListener::bind("0.0.0.0:7000")?,
-            deleted,
-            _flock: flock,
-            _posix: posix,
+            deleted: deleted_file("/deleted")?,
         })
     }
 
@@ -121,10 +120,11 @@ impl Tree {
     }
 
     fn check_listener(&self) -> Result<()> {
-        let mut client = TcpStream::connect(("127.0.0.1", 7000)).context("connect to the listener")?;
-        let (mut server, _peer) = self.listener.accept().context("accept")?;
-        client.write_all(b"x")?;
-        server.read_exact(&mut [0]).context("read from the connection")?;
+        self.listener.set_nonblocking(true)?;
+        let accepted = self.listener.accept();
+        self.listener.set_nonblocking(false)?;
+        let idle = accepted.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+        ensure!(idle, "the socket does not listen");
         Ok(())
     }
 
@@ -138,20 +138,56 @@ impl Tree {
 }
 
 impl Answer for Tree {
+    fn connect(&mut self) -> Result<()> {
+        let mut client = TcpStream::connect(("127.0.0.1", 7000)).context("connect to the listener")?;
+        let (mut server, _peer) = self.listener.accept().context("accept")?;
+        client.write_all(b"x")?;
+        server.read_exact(&mut [0]).context("read from the connection")?;
+        Ok(())
+    }
+
     fn check(&mut self) -> Result<()> {
         self.check_threads()?;
         ensure!(
             self.children.ask("hello")? == "hello",
             "the pipes to the children answer something else"
         );
+        self.check_deleted()?;
+        self.check_listener()
+    }
+}
+
+/// A lock of the whole file, of the kind that belongs to the open file and of the kind that belongs to the process.
+struct Locks {
+    _flock: Flock<File>,
+    _posix: File,
+    other_process: Relay,
+}
+
+impl Locks {
+    fn take() -> Result<Self> {
+        let flock = Flock::lock(File::create(FLOCK)?, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| errno)
+            .context("flock")?;
+        let posix = File::create(POSIX_LOCK)?;
+        let _done = fcntl(&posix, FcntlArg::F_SETLK(&whole_file_lock())).context("posix lock")?;
+        Ok(Self {
+            _flock: flock,
+            _posix: posix,
+            other_process: Relay::spawn("echo")?,
+        })
+    }
+}
+
+impl Answer for Locks {
+    fn check(&mut self) -> Result<()> {
         ensure!(
-            self.children.ask("posix-lock")? == "held",
+            self.other_process.ask("posix-lock")? == "held",
             "the POSIX lock is gone"
         );
         let again = Flock::lock(File::open(FLOCK)?, FlockArg::LockExclusiveNonblock);
         ensure!(again.is_err(), "the flock is gone");
-        self.check_deleted()?;
-        self.check_listener()
+        Ok(())
     }
 }
 

@@ -1,0 +1,296 @@
+//! Checkpoint and restore by plain `ctr` commands: what comes back, and that it goes on.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use integration::by_ctr::{Talker, holds_images};
+use integration::engine::run;
+use integration::host::Host;
+use integration::messages as msg;
+use integration::messages::Status;
+use integration::need;
+use integration::spoken::{Spoken, counter, from_path};
+use integration::stdio::StreamNames;
+use integration::workload::Workload;
+
+const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
+
+fn host() -> Result<Host> {
+    let host = Host::new()?;
+    let _image = host.load_image()?;
+    Ok(host)
+}
+
+/// The dump in the image that `ctr tasks checkpoint` made, whose name it prints.
+fn dump_in(host: &Host, printed: &str) -> Result<msg::Descriptor> {
+    let name = printed.lines().next().context("no name of an image printed")?;
+    let images = host.ctr(&["images", "list"])?.ok()?;
+    let line = images
+        .lines()
+        .find(|line| line.starts_with(name))
+        .with_context(|| format!("no {name} in {images}"))?;
+    let digest = line
+        .split_whitespace()
+        .nth(2)
+        .with_context(|| format!("no digest in {line}"))?;
+    let index: serde_json::Value = serde_json::from_str(&host.ctr(&["content", "get", digest])?.ok()?)?;
+    let parts = index["manifests"]
+        .as_array()
+        .context("an index without manifests")?;
+    let is_dump = |part: &&serde_json::Value| {
+        part["mediaType"]
+            .as_str()
+            .is_some_and(|kind| kind.ends_with("checkpoint.criu.tar"))
+    };
+    let dump = parts
+        .iter()
+        .find(is_dump)
+        .with_context(|| format!("no dump in {index}"))?;
+    let text = |key: &str| {
+        dump[key]
+            .as_str()
+            .map(str::to_owned)
+            .with_context(|| format!("no {key} in {dump}"))
+    };
+    Ok(msg::Descriptor {
+        media_type: text("mediaType")?,
+        digest: text("digest")?,
+        size: dump["size"].as_i64().context("no size")?,
+    })
+}
+
+#[test]
+fn checkpoint_leaves_the_container_running() -> Result<()> {
+    need!(Criu, "dumps");
+    let host = Host::new()?;
+    let first = Spoken::run(host.container("first", counter())?)?;
+    first.says("one", "1 one")?;
+    let printed = host.ctr(&["tasks", "checkpoint", "first"])?.ok()?;
+    assert_eq!(first.container.status()?, Status::Running);
+    first.says("two", "2 two")?;
+
+    let second = Spoken::restore(host.container("second", counter())?, dump_in(&host, &printed)?)?;
+    second.says("again", "2 again")?;
+    first.says("three", "3 three")?;
+    Ok(())
+}
+
+#[test]
+fn checkpoint_with_exit_ends_the_container() -> Result<()> {
+    need!(Criu, "dumps");
+    let host = Host::new()?;
+    let events = host.events()?;
+    let first = Spoken::run(host.container("c", counter())?)?;
+    first.says("one", "1 one")?;
+    let printed = host.ctr(&["tasks", "checkpoint", "--exit", "c"])?.ok()?;
+    let _exit = events.find("c", |event| event.kind == "exit" && event.process.is_empty())?;
+    let status = first.container.wait()?;
+    assert_eq!(first.container.status()?, Status::Stopped);
+    assert_eq!(first.container.delete()?, status);
+
+    let again = Spoken::restore(first.container, dump_in(&host, &printed)?)?;
+    again.says("two", "2 two")?;
+    assert_eq!(again.container.kill_and_delete()?, 137);
+    Ok(())
+}
+
+#[test]
+fn whole_checkpoint_comes_back_under_another_id_and_under_its_own() -> Result<()> {
+    need!(Criu, "dumps");
+    let host = host()?;
+    let mut first = Talker::run(&host, "first", WORKLOAD, &["tree"], &[])?;
+    assert_eq!(first.check()?, 1);
+    first.checkpoint("kept")?;
+    assert_eq!(first.check()?, 2, "the dumped one goes on");
+    // Both have the cgroup that the spec in the checkpoint names, so they cannot be there at once.
+    first.remove()?;
+    for id in ["second", "first"] {
+        let mut restored = Talker::restore(&host, id, "kept")?;
+        assert_eq!(restored.check()?, 2, "{id} goes on from the moment of the dump");
+        restored.remove()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn restored_socket_accepts_connections() -> Result<()> {
+    need!(Criu, "dumps");
+    let host = host()?;
+    let mut talker = Talker::run(&host, "c", WORKLOAD, &["tree"], &[])?;
+    assert_eq!(talker.ask("connect")?, "ok 1");
+    talker.checkpoint("kept")?;
+    talker.remove()?;
+    let mut talker = Talker::restore(&host, "c", "kept")?;
+    // A network of the container's own is not in a checkpoint; who made its devices makes them again.
+    let pid = talker.pid()?.to_string();
+    let _said = run("nsenter", &["-t", &pid, "-n", "ip", "link", "set", "lo", "up"])?.ok()?;
+    assert_eq!(talker.ask("connect")?, "ok 2");
+    talker.remove()
+}
+
+#[test]
+fn file_locks_are_held_again() -> Result<()> {
+    need!(OurShim, "containerd's own shim restores no locks");
+    need!(Criu, "dumps");
+    let host = host()?;
+    let mut first = Talker::run(&host, "first", WORKLOAD, &["locks"], &[])?;
+    assert_eq!(first.check()?, 1);
+    first.checkpoint("kept")?;
+    let mut second = Talker::restore(&host, "second", "kept")?;
+    assert_eq!(second.check()?, 2);
+    second.remove()?;
+    first.remove()
+}
+
+#[test]
+fn file_locks_need_no_option() -> Result<()> {
+    need!(OurShim, "ctr tasks checkpoint does not ask for locks");
+    need!(Criu, "dumps");
+    let host = host()?;
+    let talker = Talker::run(&host, "c", WORKLOAD, &["locks"], &[])?;
+    let _printed = host.ctr(&["tasks", "checkpoint", "c"])?.ok()?;
+    talker.remove()
+}
+
+#[test]
+fn dump_restore_and_dump_again_five_times() -> Result<()> {
+    need!(Criu, "dumps");
+    let host = host()?;
+    let mut talker = Talker::run(&host, "c", WORKLOAD, &["tree"], &[])?;
+    for round in 1..=5 {
+        assert_eq!(talker.check()?, round, "answers before dump {round}");
+        let image = format!("round-{round}");
+        talker.checkpoint(&image)?;
+        talker.remove()?;
+        talker = Talker::restore(&host, "c", &image)?;
+    }
+    assert_eq!(talker.check()?, 6);
+    talker.remove()
+}
+
+#[test]
+fn image_path_gets_the_images_and_work_path_the_log() -> Result<()> {
+    need!(Criu, "dumps");
+    let host = host()?;
+    let talker = Talker::run(&host, "c", WORKLOAD, &["memory", "1"], &[])?;
+    let (images, work) = (host.dir().join("images"), host.dir().join("work"));
+    checkpoint_to(&host, &images, &work)?;
+    assert_eq!(talker.status()?, Status::Running);
+    ensure!(holds_images(&images), "no images in {}", images.display());
+    ensure!(work.join("dump.log").is_file(), "no log in {}", work.display());
+    talker.remove()
+}
+
+fn checkpoint_to(host: &Host, images: &Path, work: &Path) -> Result<()> {
+    let (images, work) = (images.display().to_string(), work.display().to_string());
+    let args = [
+        "tasks",
+        "checkpoint",
+        "--image-path",
+        &images,
+        "--work-path",
+        &work,
+        "c",
+    ];
+    let _said = host.ctr(&args)?.ok()?;
+    Ok(())
+}
+
+#[test]
+fn image_path_is_what_criu_image_path_restores_from() -> Result<()> {
+    need!(Criu, "dumps");
+    let host = Host::new()?;
+    let first = Spoken::run(host.container("c", counter())?)?;
+    first.says("one", "1 one")?;
+    let images = first.dump_with_exit()?;
+    let second = Spoken::restore_from(first.container, &images)?;
+    second.says("two", "2 two")
+}
+
+#[test]
+fn create_of_a_restore_knows_the_pid() -> Result<()> {
+    need!(OurShim, "containerd's own shim restores in Start");
+    need!(Criu, "dumps");
+    let host = Host::new()?;
+    let first = Spoken::run(host.container("c", counter())?)?;
+    let images = first.dump_with_exit()?;
+    let options = from_path(&images);
+    let pid = first
+        .container
+        .create_with(&StreamNames::default(), Some(&options))?;
+    ensure!(
+        Path::new(&format!("/proc/{pid}/ns/net")).exists(),
+        "create says {pid}, which does not live"
+    );
+    assert_eq!(first.container.status()?, Status::Created);
+    assert_eq!(first.container.start()?, pid);
+    assert_eq!(first.container.kill_and_delete()?, 137);
+    Ok(())
+}
+
+#[test]
+fn restore_that_is_never_started_goes_away() -> Result<()> {
+    need!(Criu, "dumps");
+    let host = Host::new()?;
+    let first = Spoken::run(host.container("c", counter())?)?;
+    let images = first.dump_with_exit()?;
+    let options = from_path(&images);
+    let _pid = first
+        .container
+        .create_with(&StreamNames::default(), Some(&options))?;
+    let _killed = first.container.kill(9);
+    let _status = first.container.delete()?;
+    host.assert_clean()
+}
+
+#[test]
+fn terminal_comes_back() -> Result<()> {
+    need!(Criu, "dumps");
+    let host = Host::new()?;
+    let script = "n=0; while read line; do n=$((n+1)); echo $n $(stty size) $(tty); done";
+    let first = Spoken::run(host.container("c", Workload::shell(script).terminal())?)?;
+    host.api().resize("c", "", 90, 30)?;
+    first.says("one", "1 30 90 /dev/pts/0")?;
+    let images = first.dump_with_exit()?;
+    let second = Spoken::restore_from(first.container, &images)?;
+    second.says("two", "2 30 90 /dev/pts/0")?;
+    host.api().resize("c", "", 100, 40)?;
+    second.says("three", "3 40 100 /dev/pts/0")
+}
+
+#[test]
+fn paused_container_is_dumped_and_stays_paused() -> Result<()> {
+    need!(Criu, "dumps");
+    let host = host()?;
+    let mut talker = Talker::run(&host, "c", WORKLOAD, &["tree"], &[])?;
+    let images = host.dir().join("images");
+    host.api().pause("c")?;
+    let options = msg::CheckpointOptions {
+        image_path: images.display().to_string(),
+        file_locks: true,
+        ..Default::default()
+    };
+    host.api().checkpoint("c", Some(&options))?;
+    assert_eq!(talker.status()?, Status::Paused);
+    ensure!(holds_images(&images), "no images in {}", images.display());
+    host.api().resume("c")?;
+    assert_eq!(talker.check()?, 1);
+    talker.remove()
+}
+
+#[test]
+fn checkpoint_is_an_event() -> Result<()> {
+    need!(OurShim, "containerd's own shim publishes no checkpointed event");
+    need!(Criu, "dumps");
+    let host = host()?;
+    let events = host.events()?;
+    let talker = Talker::run(&host, "c", WORKLOAD, &["memory", "1"], &[])?;
+    talker.checkpoint("image")?;
+    let seen = events.until("c", "checkpointed")?;
+    assert_eq!(
+        seen.iter().filter(|event| *event == "checkpointed").count(),
+        1,
+        "{seen:?}"
+    );
+    talker.remove()
+}
