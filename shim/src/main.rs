@@ -31,7 +31,14 @@ fn run() -> Result<Vec<u8>, Box<dyn Error>> {
             let stdin = bootstrap::read_stdin()?;
             Ok(start::start(&args, &environment, &env::current_dir()?, &stdin)?)
         }
-        Action::Delete => Ok(delete::delete(&args, &env::current_dir()?)?),
+        Action::Delete => {
+            let deleted = delete::delete(&args, &env::current_dir()?)?;
+            let _ = deleted
+                .complaints
+                .iter()
+                .try_for_each(|complaint| writeln!(io::stderr(), "failed to {complaint}"));
+            Ok(deleted.answer)
+        }
         Action::Info => Ok(info::info(&bootstrap::read_stdin()?)?),
         Action::Version => Ok(info::version().into_bytes()),
         Action::Serve => {

@@ -31,6 +31,13 @@ const RUNC_OPTIONS: &str = "containerd.runc.v1.Options";
 /// Types of the options for any other runtime; CRI's own copy preceded the shared one.
 const GENERIC_OPTIONS: [&str; 2] = ["runtimeoptions.v1.Options", "cri.runtimeoptions.v1.Options"];
 
+/// The OCI runtime where no option names one.
+const DEFAULT_BINARY: &str = "runc";
+
+/// Its state where no option says otherwise: that of containerd's own shim, so that `runc --root` finds containers where
+/// people expect them.
+const DEFAULT_ROOT: &str = "/run/containerd/runc";
+
 /// The largest options file or table that is read, in bytes. Real ones have a few hundred.
 const OPTIONS_BYTES_MAX: u64 = 1 << 20;
 
@@ -176,6 +183,25 @@ impl Options {
             })?;
         }
         Ok(())
+    }
+
+    /// The OCI runtime: a path, or a name to look up.
+    pub fn binary(&self) -> PathBuf {
+        if self.binary_name.is_empty() {
+            DEFAULT_BINARY.into()
+        } else {
+            self.binary_name.clone().into()
+        }
+    }
+
+    /// Where the OCI runtime keeps the containers of one of containerd's namespaces.
+    pub fn state_root(&self, namespace: &str) -> PathBuf {
+        Path::new(if self.root.is_empty() {
+            DEFAULT_ROOT
+        } else {
+            &self.root
+        })
+        .join(namespace)
     }
 
     /// Fills in what clients leave out under a runtime name that is not runc's but the specification gives away.

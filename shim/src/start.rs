@@ -26,6 +26,7 @@ use crate::args::{Args, Environment, TTRPC_ADDRESS};
 use crate::bootstrap::{self, Said};
 use crate::serve::LISTENER_FD;
 use crate::spawn;
+pub(crate) use placement::hierarchies;
 pub use socket::{Claim, SocketError};
 
 /// File in a bundle with the address of its server; containerd 1.x connects to it again after a restart.

@@ -15,7 +15,7 @@ const OOM_SCORE_MAX: i32 = 1000;
 /// # Errors
 /// `NotFound` if there is no such cgroup; else what the kernel says.
 pub(super) fn join_cgroup(pid: u32, cgroup: &str) -> io::Result<()> {
-    let members: Vec<PathBuf> = hierarchies(Path::new(CGROUP_ROOT))
+    let members: Vec<PathBuf> = hierarchies()
         .into_iter()
         .map(|hierarchy| {
             hierarchy
@@ -51,8 +51,12 @@ fn raised(score: &str) -> Option<i32> {
     (score < OOM_SCORE_MAX).then_some(score + 1)
 }
 
-/// The roots of all hierarchies; with cgroup v2 there is one.
-fn hierarchies(root: &Path) -> Vec<PathBuf> {
+/// The roots of all cgroup hierarchies; with cgroup v2 there is one.
+pub(crate) fn hierarchies() -> Vec<PathBuf> {
+    hierarchies_at(Path::new(CGROUP_ROOT))
+}
+
+fn hierarchies_at(root: &Path) -> Vec<PathBuf> {
     if root.join("cgroup.controllers").exists() {
         return vec![root.to_owned()];
     }
@@ -93,9 +97,9 @@ mod tests {
         let root = directory.path();
         fs::create_dir(root.join("cpu,cpuacct")).unwrap();
         std::os::unix::fs::symlink("cpu,cpuacct", root.join("cpu")).unwrap();
-        assert_eq!(hierarchies(root), [root.join("cpu,cpuacct")]);
+        assert_eq!(hierarchies_at(root), [root.join("cpu,cpuacct")]);
         fs::write(root.join("cgroup.controllers"), "").unwrap();
-        assert_eq!(hierarchies(root), [root]);
-        assert!(hierarchies(Path::new("/nonexistent")).is_empty());
+        assert_eq!(hierarchies_at(root), [root]);
+        assert!(hierarchies_at(Path::new("/nonexistent")).is_empty());
     }
 }
