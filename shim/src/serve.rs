@@ -6,7 +6,6 @@
 //! ```
 
 mod accept;
-mod middle;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,16 +16,18 @@ use nix::sys::prctl;
 use tokio::net::UnixListener;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 use ttrpc::r#async::Server;
 
 use crate::args::{Args, Environment};
-use crate::events::Publisher;
+use crate::container::create::Surroundings;
+use crate::events::{EventSink, Publisher};
 use crate::log;
 use crate::reap::Reaper;
+use crate::service;
+use crate::shim::Shim;
 use crate::spawn;
-use middle::Shim;
 
 /// The descriptor at which `start` leaves the listening socket.
 pub const LISTENER_FD: std::os::fd::RawFd = 3;
@@ -73,11 +74,11 @@ pub fn serve(args: &Args, environment: &Environment, bundle: &Path) -> Result<()
         id: args.id.clone(),
         debug: args.debug,
     });
-    let served = run(args, environment, bundle);
+    let served = run(args, environment);
     served.inspect_err(|error| error!("failed to {error}"))
 }
 
-fn run(args: &Args, environment: &Environment, bundle: &Path) -> Result<(), ServeError> {
+fn run(args: &Args, environment: &Environment) -> Result<(), ServeError> {
     let listener = spawn::inherited_listener(LISTENER_FD).map_err(ServeError::Listener)?;
     listener.set_nonblocking(true).map_err(ServeError::Listener)?;
     // Container processes whose parent, runc, is gone become our children, and so do their exit codes.
@@ -88,14 +89,13 @@ fn run(args: &Args, environment: &Environment, bundle: &Path) -> Result<(), Serv
         .max_blocking_threads(1)
         .build();
     let runtime = runtime.map_err(failed("start the runtime"))?;
-    runtime.block_on(live(args, environment, bundle, listener))
+    runtime.block_on(live(args, environment, listener))
 }
 
 /// The server's life within the runtime.
 async fn live(
     args: &Args,
     environment: &Environment,
-    bundle: &Path,
     listener: std::os::unix::net::UnixListener,
 ) -> Result<(), ServeError> {
     let socket = Socket::of(&listener);
@@ -103,18 +103,17 @@ async fn live(
     let mut signals = Signals::install().map_err(failed("install signal handlers"))?;
     let reaper = Reaper::new();
     let publisher = Publisher::start(&environment.ttrpc_address, &args.namespace);
-    let shim = Shim::new(
-        &args.namespace,
-        &args.id,
-        bundle,
-        Arc::clone(&reaper),
-        Arc::clone(&publisher) as _,
-    );
+    let events = Arc::clone(&publisher) as Arc<dyn EventSink>;
+    let shim = Shim::new(Surroundings {
+        namespace: args.namespace.clone(),
+        reaper: Arc::clone(&reaper),
+        events,
+    });
     drop(tokio::spawn(reap_on(signals.child, reaper)));
 
     let mut server = Server::new()
         .add_listener(accept::same_user(listener))
-        .register_service(middle::services(Arc::clone(&shim)));
+        .register_service(service::services(Arc::clone(&shim)));
     server.start().await?;
     debug!("serving");
     tokio::select! {
@@ -159,8 +158,7 @@ async fn reap_on(mut child: Signal, reaper: Arc<Reaper>) {
 
 /// Comes to an end only if no container was created in time.
 async fn unused(shim: &Shim) {
-    sleep(UNUSED_LIMIT).await;
-    if shim.was_used() {
+    if timeout(UNUSED_LIMIT, shim.used()).await.is_ok() {
         std::future::pending::<()>().await;
     }
 }
