@@ -1,0 +1,285 @@
+//! `Create`: from a request to a container with an owner, or back to nothing.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use config::{ConfigError, Settings, Source};
+use oci_bundles::mounts::{self, Mount};
+use oci_bundles::spec::{self, SpecView};
+
+use super::acts::announce;
+use super::execs::{ATTACH_DEADLINE, read_pid};
+use super::{Container, Facts, queue};
+use crate::cgroup::Cgroup;
+use crate::error::{Error, Result, chain, internal};
+use crate::events::EventSink;
+use crate::options::Options;
+use crate::reap::Reaper;
+use crate::restore::{self, RestoreAt, RestoreJob, Restored};
+use crate::runc::{Call, Runc};
+use crate::stdio::{self, Prepared, StdioRequest, Streams};
+
+/// The OCI runtime where no option names one.
+const DEFAULT_BINARY: &str = "runc";
+/// Its state where no option says otherwise: that of containerd's own shim, so that `runc --root` finds containers
+/// where people expect them.
+const DEFAULT_ROOT: &str = "/run/containerd/runc";
+/// The annotation by which runc passes a configuration file to CRIU; read from the spec at `runc create`, for good.
+const CRIU_CONFIG_ANNOTATION: &str = "org.criu.config";
+/// How long cleaning up after a failed create may take.
+const UNDO_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What containerd asks for.
+#[derive(Debug)]
+pub struct Request {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The container's id.
+    pub id: String,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// What its root file system is mounted from; empty if the bundle has it already.
+    pub rootfs: Vec<Mount>,
+    /// Where the init's stdio goes.
+    pub stdio: StdioRequest,
+    /// The checkpoint it is restored from; empty for a fresh start.
+    pub checkpoint: String,
+    /// The runtime options.
+    pub options: Options,
+}
+
+/// What a container needs from its shim.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// Who takes exits.
+    pub reaper: Arc<Reaper>,
+    /// Who is told.
+    pub events: Arc<dyn EventSink>,
+}
+
+/// A restore that has to wait for `Start`.
+#[derive(Debug)]
+pub struct Deferred {
+    pub(super) prepared: Prepared,
+    pub(super) checkpoint: PathBuf,
+}
+
+/// The init as `Create` leaves it.
+pub(super) enum Init {
+    /// It exists.
+    Here { pid: i32, streams: Streams, restored: Option<Restored> },
+    /// It comes with `Start`.
+    Later(Deferred),
+}
+
+/// Creates a container. On failure nothing of it is left.
+///
+/// # Errors
+/// What failed, with everything undone that had been done.
+pub async fn create(mut request: Request, around: Surroundings) -> Result<Container> {
+    let spec = SpecView::read(&request.bundle).map_err(internal("read the container's config.json"))?;
+    request.options.infer(&spec);
+    if request.checkpoint.is_empty() {
+        request.checkpoint.clone_from(&request.options.criu_image_path);
+    }
+    request.options.save(&request.bundle).map_err(internal("keep the runtime options"))?;
+    let settings = settings(&spec)?;
+    let facts = Arc::new(Facts::new(&request, spec, settings, around));
+    give_criu_a_config(&facts)?;
+    mount_rootfs(&facts.bundle, &request.rootfs)?;
+    let strangers = facts.reaper.expect_strangers();
+    let init = match init(&facts, &request).await {
+        Ok(init) => init,
+        Err(error) => {
+            clean(&facts).await;
+            return Err(error);
+        }
+    };
+    let pid = init.pid();
+    announce(&facts, request.rootfs, request.stdio.clone(), request.checkpoint, pid);
+    let container = queue::own(facts, init, request.stdio);
+    drop(strangers);
+    Ok(container)
+}
+
+impl Init {
+    fn pid(&self) -> i32 {
+        match self {
+            Self::Here { pid, .. } => *pid,
+            Self::Later(_) => 0,
+        }
+    }
+}
+
+impl Facts {
+    fn new(request: &Request, spec: SpecView, settings: Settings, around: Surroundings) -> Self {
+        let options = &request.options;
+        let or = |said: &str, default: &str| PathBuf::from(if said.is_empty() { default } else { said });
+        let runc = Runc {
+            binary: or(&options.binary_name, DEFAULT_BINARY),
+            root: or(&options.root, DEFAULT_ROOT).join(&request.namespace),
+            log: request.bundle.join("log.json"),
+            systemd_cgroup: options.systemd_cgroup,
+            reaper: Arc::clone(&around.reaper),
+        };
+        Self {
+            namespace: request.namespace.clone(),
+            id: request.id.clone(),
+            bundle: request.bundle.clone(),
+            runc,
+            options: request.options.clone(),
+            spec,
+            settings,
+            cgroup: OnceLock::new(),
+            reaper: around.reaper,
+            events: around.events,
+        }
+    }
+
+    /// What the stdio of one of its processes needs to know.
+    pub(super) fn stdio_context<'a>(&'a self, id: &'a str) -> stdio::Context<'a> {
+        let owner = match (self.options.io_uid, self.options.io_gid) {
+            (None, None) => None,
+            (uid, gid) => Some((uid.unwrap_or(0), gid.unwrap_or(0))),
+        };
+        stdio::Context { namespace: &self.namespace, id, socket_dir: &self.bundle, owner, reaper: &self.reaper }
+    }
+
+    /// Flags that `runc create` and `runc restore` share.
+    pub(super) fn creation_flags(&self) -> Vec<&'static OsStr> {
+        let mut flags: Vec<&OsStr> = Vec::new();
+        if self.options.no_pivot_root {
+            flags.push("--no-pivot".as_ref());
+        }
+        flags
+    }
+}
+
+/// The container's settings. A wrong annotation is its author's to mend; a broken file of the host must not keep
+/// every container on it from starting.
+fn settings(spec: &SpecView) -> Result<Settings> {
+    match config::resolve(&spec.annotations) {
+        Ok(settings) => Ok(settings),
+        Err(
+            error @ (ConfigError::Unknown { origin: Source::Annotation(_), .. }
+            | ConfigError::Value { origin: Source::Annotation(_), .. }),
+        ) => Err(Error::InvalidArgument(chain(&error))),
+        Err(error) => {
+            tracing::error!(error = chain(&error), "the configuration is not used; defaults hold");
+            Ok(Settings::default())
+        }
+    }
+}
+
+/// runc takes CRIU's configuration file from the spec the container was created with, so the annotation has to be in
+/// it now; the file is written before each operation. Somebody else's annotation is left alone.
+fn give_criu_a_config(facts: &Facts) -> Result<()> {
+    if facts.spec.annotation(CRIU_CONFIG_ANNOTATION).is_some() {
+        return Ok(());
+    }
+    let path = crate::criu::conf_path(&facts.bundle).display().to_string();
+    spec::inject_annotations(&facts.bundle, &[(CRIU_CONFIG_ANNOTATION, &path)])
+        .map_err(internal("add CRIU's configuration to config.json"))
+}
+
+fn mount_rootfs(bundle: &Path, rootfs: &[Mount]) -> Result<()> {
+    if rootfs.is_empty() {
+        return Ok(());
+    }
+    let target = bundle.join("rootfs");
+    match fs::create_dir(&target) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(internal("make the rootfs directory")(error));
+        }
+        _ => {}
+    }
+    mounts::mount_all(rootfs, &target).map_err(internal("mount the rootfs"))
+}
+
+pub(super) fn unmount_rootfs(bundle: &Path) -> Result<()> {
+    mounts::unmount_recursive(&bundle.join("rootfs")).map_err(|errors| {
+        let errors: Vec<_> = errors.iter().map(|error| chain(error)).collect();
+        Error::Internal(format!("unmount the rootfs: {}", errors.join("; ")))
+    })
+}
+
+async fn init(facts: &Arc<Facts>, request: &Request) -> Result<Init> {
+    let mut prepared =
+        stdio::prepare(&request.stdio, &facts.stdio_context(&facts.id)).map_err(internal("set up the stdio"))?;
+    if request.checkpoint.is_empty() {
+        run_create(facts, &mut prepared).await?;
+        let pid = read_pid(&facts.bundle.join("init.pid"))?;
+        return here(facts, prepared, pid, None).await;
+    }
+    let checkpoint = PathBuf::from(&request.checkpoint);
+    match restore::when(&checkpoint) {
+        RestoreAt::Start => Ok(Init::Later(Deferred { prepared, checkpoint })),
+        RestoreAt::Create => restore_init(facts, prepared, checkpoint).await,
+    }
+}
+
+/// Brings the processes of a checkpoint back, stopped.
+pub(super) async fn restore_init(facts: &Arc<Facts>, mut prepared: Prepared, checkpoint: PathBuf) -> Result<Init> {
+    let work_path = Some(&facts.options.criu_work_path).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let job = RestoreJob {
+        runc: facts.runc.clone(),
+        namespace: facts.namespace.clone(),
+        id: facts.id.clone(),
+        bundle: facts.bundle.clone(),
+        image_path: checkpoint,
+        work_path,
+        stdio: prepared.child_stdio(),
+        console_socket: prepared.console_socket().map(Path::to_owned),
+        no_pivot_root: facts.options.no_pivot_root,
+        settings: facts.settings.restore.clone(),
+    };
+    let restored = restore::restore(job).await.map_err(|error| Error::Internal(chain(&error)))?;
+    here(facts, prepared, restored.pid, Some(restored)).await
+}
+
+async fn run_create(facts: &Facts, prepared: &mut Prepared) -> Result<()> {
+    let pid_file = facts.bundle.join("init.pid");
+    let mut args: Vec<&OsStr> = vec!["create".as_ref(), "--bundle".as_ref(), facts.bundle.as_ref()];
+    args.extend::<[&OsStr; 2]>(["--pid-file".as_ref(), pid_file.as_ref()]);
+    let console = prepared.console_socket().map(Path::to_owned);
+    if let Some(console) = &console {
+        args.extend::<[&OsStr; 2]>(["--console-socket".as_ref(), console.as_ref()]);
+    }
+    args.extend(facts.creation_flags());
+    if facts.options.no_new_keyring {
+        args.push("--no-new-keyring".as_ref());
+    }
+    args.push(facts.id.as_ref());
+    let call = Call { stdio: Some(prepared.child_stdio()), ..Call::default() };
+    facts.runc.run(&args, call).await.map_err(internal("OCI runtime create failed"))
+}
+
+/// Takes hold of an init that runc has just made.
+async fn here(facts: &Facts, prepared: Prepared, pid: i32, restored: Option<Restored>) -> Result<Init> {
+    let cgroup = Cgroup::of_pid(pid).map_err(internal("find the container's cgroup"))?;
+    if let Err(error) = cgroup.enable_controllers() {
+        tracing::debug!(id = facts.id, error = chain(&error), "not every cgroup controller could be enabled");
+    }
+    let _ = facts.cgroup.set(cgroup);
+    let streams = prepared.attach(ATTACH_DEADLINE).await.map_err(internal("attach the stdio"))?;
+    Ok(Init::Here { pid, streams, restored })
+}
+
+/// Takes back whatever a failed create has left. The client gets the first cause; what fails here goes into the log.
+pub(super) async fn clean(facts: &Facts) {
+    let args: [&OsStr; 3] = ["delete".as_ref(), "--force".as_ref(), facts.id.as_ref()];
+    if facts.state_dir().exists()
+        && let Err(error) = facts.runc.run(&args, Call { deadline: UNDO_DEADLINE, ..Call::default() }).await
+        && !error.is_gone()
+    {
+        tracing::warn!(id = facts.id, error = chain(&error), "cannot delete what a failed create left in runc");
+    }
+    if let Err(error) = unmount_rootfs(&facts.bundle) {
+        tracing::warn!(id = facts.id, %error, "cannot unmount what a failed create left");
+    }
+}

@@ -1,0 +1,62 @@
+//! What is settled when a container is created and never changes afterwards.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use oci_bundles::spec::SpecView;
+
+use crate::cgroup::Cgroup;
+use crate::error::{Error, Result};
+use crate::events::EventSink;
+use crate::options::Options;
+use crate::reap::Reaper;
+use crate::runc::Runc;
+
+/// The namespace CRI keeps its containers in.
+const KUBERNETES: &str = "k8s.io";
+
+/// The unchanging part of a container, shared with the tasks that act for it.
+#[derive(Debug)]
+pub struct Facts {
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The container's id.
+    pub id: String,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// How runc is called for it.
+    pub runc: Runc,
+    /// The runtime options it was created with.
+    pub options: Options,
+    /// What of `config.json` matters here.
+    pub spec: SpecView,
+    /// What `cedana.*` annotations and the configuration say.
+    pub settings: config::Settings,
+    /// Its cgroup, known once its init exists.
+    pub cgroup: OnceLock<Cgroup>,
+    /// Who takes exits.
+    pub reaper: Arc<Reaper>,
+    /// Who is told.
+    pub events: Arc<dyn EventSink>,
+}
+
+impl Facts {
+    /// runc's directory for this container.
+    pub fn state_dir(&self) -> PathBuf {
+        self.runc.root.join(&self.id)
+    }
+
+    /// Whether a checkpoint ends the container when the client did not say: docker and nerdctl mean that it does, and
+    /// under a runtime name of ours cannot say so; a kubelet means that it does not, and cannot say so either.
+    pub fn exits_with_checkpoint(&self) -> bool {
+        self.namespace != KUBERNETES && !self.settings.dump.leave_running
+    }
+
+    /// Its cgroup.
+    ///
+    /// # Errors
+    /// [`Error::FailedPrecondition`] before its init exists: a restore that waits for `Start`.
+    pub fn cgroup(&self) -> Result<&Cgroup> {
+        self.cgroup.get().ok_or_else(|| Error::FailedPrecondition("the container has no process yet".to_owned()))
+    }
+}
