@@ -76,7 +76,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "dump.log-dir",
-        what: "where logs of failed dumps and restores are kept (absolute path)",
+        what: "where logs of failed dumps are kept (absolute path)",
         set: |settings, value| value.absolute_path().map(|v| settings.dump.log_dir = v),
     },
     Key {
@@ -98,6 +98,11 @@ pub const KEYS: &[Key] = &[
         name: "restore.skip-file-check",
         what: "do not compare the permissions of files with what they were at the dump (true|false)",
         set: |settings, value| value.boolean().map(|v| settings.restore.skip_file_check = v),
+    },
+    Key {
+        name: "restore.log-dir",
+        what: "where logs of failed restores are kept (absolute path)",
+        set: |settings, value| value.absolute_path().map(|v| settings.restore.log_dir = v),
     },
 ];
 

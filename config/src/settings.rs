@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use crate::layer::Source;
 
+/// Logs of failed operations, one directory a container below it.
+const LOG_DIR: &str = "/var/log/cedana";
+
 /// Everything that can be set, resolved once for a container.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Settings {
@@ -65,7 +68,7 @@ pub struct Dump {
     pub network_lock: NetworkLock,
     /// `dump.timeout`: after this a dump is given up and taken back; zero means by the size of the container.
     pub timeout: Duration,
-    /// `dump.log-dir`: where the log of a failed dump or restore survives its bundle.
+    /// `dump.log-dir`: where the log of a failed dump survives its bundle.
     pub log_dir: PathBuf,
 }
 
@@ -83,7 +86,7 @@ impl Default for Dump {
             ghost_limit: 512 * 1024 * 1024,
             network_lock: NetworkLock::Auto,
             timeout: Duration::ZERO,
-            log_dir: PathBuf::from("/var/log/cedana"),
+            log_dir: PathBuf::from(LOG_DIR),
         }
     }
 }
@@ -99,6 +102,8 @@ pub struct Restore {
     pub timeout: Duration,
     /// `restore.skip-file-check`: do not compare the mode of files with what they were.
     pub skip_file_check: bool,
+    /// `restore.log-dir`: where the log of a failed restore survives its bundle.
+    pub log_dir: PathBuf,
 }
 
 impl Default for Restore {
@@ -108,6 +113,7 @@ impl Default for Restore {
             network_lock: NetworkLock::Auto,
             timeout: Duration::ZERO,
             skip_file_check: false,
+            log_dir: PathBuf::from(LOG_DIR),
         }
     }
 }
