@@ -1,0 +1,311 @@
+//! What the shim reads of CRIU's image files.
+//!
+//! ```text
+//!   inventory.img        magic u32, then records; says what was dumped how
+//!   pstree.img           common magic u32, own magic u32, then one record a process: pid 1, …
+//!   core-<pid>.img       the same; one a task (threads too); processes carry their state in field 3
+//!   tcp-stream-*.img     one for each established connection
+//!   record               length u32, protobuf
+//! ```
+//!
+//! Pids are those of the container's own pid namespace. Everything is little-endian. The files may come from anywhere:
+//! every length is checked, and of each file no more than [`FILE_SIZE_MAX`] is read.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// A core image is a few KiB, most of it registers; a pstree record is 20 bytes and a container has few processes.
+const FILE_SIZE_MAX: u64 = 8 * 1024 * 1024;
+
+/// What every image but the inventory begins with.
+const COMMON_MAGIC: u32 = 0x5456_4319;
+const INVENTORY_MAGIC: u32 = 0x5831_3116;
+const PSTREE_MAGIC: u32 = 0x5027_3030;
+const CORE_MAGIC: u32 = 0x5505_3847;
+
+/// CRIU's `TASK_STOPPED`: stopped by a signal when it was dumped.
+const TASK_STOPPED: u64 = 3;
+
+/// Why a directory is not a usable dump.
+#[derive(Debug, Error)]
+pub enum ImageError {
+    /// A file is missing or cannot be read.
+    #[error("read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// A file is not what CRIU writes.
+    #[error("read {}: not a complete image of CRIU", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// What a dump consists of, as far as a restore cares before CRIU does.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Summary {
+    /// Its processes.
+    pub processes: Vec<i32>,
+    /// Those that were stopped by a signal when they were dumped.
+    pub stopped: Vec<i32>,
+    /// Whether it has established TCP connections.
+    pub connections: bool,
+    /// The size of all files in bytes.
+    pub size: u64,
+}
+
+/// Looks a dump through: the inventory and a core for every process must be there.
+///
+/// # Errors
+/// The first file that is missing or damaged.
+pub fn summarize(dir: &Path) -> Result<Summary, ImageError> {
+    let inventory = dir.join("inventory.img");
+    let bytes = read(&inventory)?;
+    if word(&bytes, 0) != Some(INVENTORY_MAGIC) || records(bytes.get(4..)).is_none_or(|r| r.is_empty()) {
+        return Err(ImageError::Malformed { path: inventory });
+    }
+    let pstree = dir.join("pstree.img");
+    let processes = processes(&read(&pstree)?).ok_or(ImageError::Malformed { path: pstree })?;
+    let mut summary = Summary {
+        processes,
+        ..Summary::default()
+    };
+    for pid in &summary.processes {
+        let path = dir.join(format!("core-{pid}.img"));
+        let state = task_state(&read(&path)?).ok_or(ImageError::Malformed { path })?;
+        if state == TASK_STOPPED {
+            summary.stopped.push(*pid);
+        }
+    }
+    let listing = |source| ImageError::Read {
+        path: dir.to_owned(),
+        source,
+    };
+    for entry in fs::read_dir(dir).map_err(listing)? {
+        let entry = entry.map_err(listing)?;
+        summary.size += entry.metadata().map_err(listing)?.len();
+        summary.connections |= entry.file_name().to_string_lossy().starts_with("tcp-stream-");
+    }
+    Ok(summary)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ImageError> {
+    let failed = |source| ImageError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let mut bytes = Vec::new();
+    let _ = File::open(path)
+        .map_err(failed)?
+        .take(FILE_SIZE_MAX)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    Ok(bytes)
+}
+
+/// The pids in a pstree image.
+fn processes(image: &[u8]) -> Option<Vec<i32>> {
+    if word(image, 0) != Some(COMMON_MAGIC) || word(image, 4) != Some(PSTREE_MAGIC) {
+        return None;
+    }
+    let records = records(image.get(8..))?;
+    let pids: Option<Vec<i32>> = records
+        .into_iter()
+        .map(|record| number(record, 1).and_then(|pid| i32::try_from(pid).ok()))
+        .collect();
+    pids.filter(|pids| !pids.is_empty())
+}
+
+/// The state in a process' core image.
+fn task_state(image: &[u8]) -> Option<u64> {
+    if word(image, 0) != Some(COMMON_MAGIC) || word(image, 4) != Some(CORE_MAGIC) {
+        return None;
+    }
+    let core = records(image.get(8..))?.into_iter().next()?;
+    number(message(core, 3)?, 1)
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes
+        .get(at..at.checked_add(4)?)?
+        .try_into()
+        .ok()
+        .map(u32::from_le_bytes)
+}
+
+/// Splits an image into its records; none if the last one is cut short.
+fn records(bytes: Option<&[u8]>) -> Option<Vec<&[u8]>> {
+    let mut rest = bytes?;
+    let mut records = Vec::new();
+    while !rest.is_empty() {
+        let length = usize::try_from(word(rest, 0)?).ok()?;
+        let end = length.checked_add(4)?;
+        records.push(rest.get(4..end)?);
+        rest = rest.get(end..)?;
+    }
+    Some(records)
+}
+
+/// One field of a protobuf message.
+enum Field<'a> {
+    Number(u64),
+    Bytes(&'a [u8]),
+    Other,
+}
+
+fn number(message: &[u8], wanted: u64) -> Option<u64> {
+    find(message, wanted).and_then(|field| match field {
+        Field::Number(value) => Some(value),
+        _ => None,
+    })
+}
+
+fn message(message: &[u8], wanted: u64) -> Option<&[u8]> {
+    find(message, wanted).and_then(|field| match field {
+        Field::Bytes(bytes) => Some(bytes),
+        _ => None,
+    })
+}
+
+/// The first field of that number. The generated code of CRIU's 70 messages would cost the shim more than this.
+fn find(mut message: &[u8], wanted: u64) -> Option<Field<'_>> {
+    while !message.is_empty() {
+        let tag = varint(&mut message)?;
+        let field = match tag & 7 {
+            0 => Field::Number(varint(&mut message)?),
+            1 => skip(&mut message, 8)?,
+            2 => {
+                let length = usize::try_from(varint(&mut message)?).ok()?;
+                let (bytes, rest) = message.split_at_checked(length)?;
+                message = rest;
+                Field::Bytes(bytes)
+            }
+            5 => skip(&mut message, 4)?,
+            _ => return None,
+        };
+        if tag >> 3 == wanted {
+            return Some(field);
+        }
+    }
+    None
+}
+
+fn skip<'a>(message: &mut &'a [u8], length: usize) -> Option<Field<'a>> {
+    *message = message.get(length..)?;
+    Some(Field::Other)
+}
+
+fn varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let (byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(magics: &[u32], records: &[&[u8]]) -> Vec<u8> {
+        let mut bytes: Vec<u8> = magics.iter().flat_map(|magic| magic.to_le_bytes()).collect();
+        for record in records {
+            bytes.extend(u32::try_from(record.len()).expect("short").to_le_bytes());
+            bytes.extend_from_slice(record);
+        }
+        bytes
+    }
+
+    /// As CRIU 4.2 writes it: machine type, some registers, then the state of the task.
+    fn core(state: u8) -> Vec<u8> {
+        image(
+            &[COMMON_MAGIC, CORE_MAGIC],
+            &[&[0x08, 1, 0x12, 3, 0x08, 0x80, 0x01, 0x1a, 4, 0x08, state, 0x10, 0]],
+        )
+    }
+
+    /// As CRIU 4.2 writes it: pid, parent, group, session, thread.
+    fn pstree(pids: &[u8]) -> Vec<u8> {
+        let records: Vec<[u8; 10]> = pids
+            .iter()
+            .map(|pid| [8, *pid, 16, 0, 24, 1, 32, 1, 40, *pid])
+            .collect();
+        image(
+            &[COMMON_MAGIC, PSTREE_MAGIC],
+            &records.iter().map(<[u8; 10]>::as_slice).collect::<Vec<_>>(),
+        )
+    }
+
+    fn dump() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        for (name, bytes) in [
+            ("inventory.img", image(&[INVENTORY_MAGIC], &[&[8, 2]])),
+            ("pstree.img", pstree(&[1, 7])),
+            ("core-1.img", core(1)),
+            ("core-7.img", core(3)),
+        ] {
+            fs::write(dir.path().join(name), bytes).expect("write an image");
+        }
+        dir
+    }
+
+    #[test]
+    fn a_dump_tells_its_processes_which_were_stopped_and_whether_they_are_connected() {
+        let dir = dump();
+        let summary = summarize(dir.path()).expect("a complete dump");
+        assert_eq!(
+            (summary.processes, summary.stopped, summary.connections),
+            (vec![1, 7], vec![7], false)
+        );
+        fs::write(dir.path().join("tcp-stream-1f.img"), "x").expect("write an image");
+        assert!(summarize(dir.path()).expect("a complete dump").connections);
+    }
+
+    #[test]
+    fn a_dump_that_lacks_a_file_or_a_part_of_one_is_refused_by_its_name() {
+        for (name, bytes) in [
+            ("inventory.img", None),
+            ("inventory.img", Some(image(&[INVENTORY_MAGIC], &[]))),
+            ("inventory.img", Some(image(&[COMMON_MAGIC], &[&[8, 2]]))),
+            ("pstree.img", None),
+            ("pstree.img", Some(image(&[COMMON_MAGIC, PSTREE_MAGIC], &[]))),
+            ("pstree.img", Some(pstree(&[1, 7])[..30].to_vec())),
+            ("pstree.img", Some(pstree(&[1, 8]))),
+            ("core-7.img", Some(core(3)[..9].to_vec())),
+            ("core-7.img", Some(Vec::new())),
+            (
+                "core-7.img",
+                Some(image(
+                    &[COMMON_MAGIC, CORE_MAGIC],
+                    &[&[0x12, 0xff, 0xff, 0xff, 0xff, 0xff]],
+                )),
+            ),
+        ] {
+            let dir = dump();
+            let path = dir.path().join(name);
+            match &bytes {
+                Some(bytes) => fs::write(&path, bytes).expect("damage an image"),
+                None => fs::remove_file(&path).expect("remove an image"),
+            }
+            let error = summarize(dir.path()).expect_err("damaged").to_string();
+            let named = if bytes == Some(pstree(&[1, 8])) {
+                "core-8.img"
+            } else {
+                name
+            };
+            assert!(error.contains(named), "{error} does not name {named}");
+        }
+    }
+}
