@@ -1,0 +1,179 @@
+//! The dump, as phases.
+//!
+//! ```text
+//!  find criu -> prepare directories -> freeze -> look at connections -> wake stopped tasks -> configure criu
+//!     -> save (runc checkpoint) -> verify -> commit | put back -> put away
+//! ```
+//!
+//! Why these, with what was measured for a small container (kernel 6.18, cgroup v1, CRIU 4.2, runc 1.3):
+//! - *freeze*: we freeze the cgroup ourselves. Left to CRIU, which looks every 100 ms whether it has got there, a dump
+//!   takes 170 ms in half of the cases and 60 ms in the others; frozen before, it takes 60 ms always.
+//! - *look at connections*: without a connection there is nothing to lock the network for; the lock is six execs of
+//!   iptables, 70 of the 130 ms of a dump of a frozen container. Looked at while frozen, the answer holds.
+//! - *wake stopped tasks*: under cgroup v1, CRIU hangs for good on a task that is both stopped (SIGTSTP, SIGSTOP) and
+//!   frozen. Continuing it while it is frozen changes nothing but that; it is stopped again before anything thaws.
+//! - *save* goes into a directory of its own inside the image directory: CRIU leaves the files of an earlier dump
+//!   beside its own, and a dump that fails must not have spoilt the one that was there.
+//! - the images are complete when they are renamed into place: that is the commit.
+//!
+//! Invariants: before the commit, the application goes on as it was, paused if it was paused. CRIU itself puts the
+//! cgroup back to frozen when it found it so; thawing is ours.
+
+mod error;
+mod steps;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::cgroup::Cgroup;
+use crate::criu::Criu;
+use crate::criu::manifest::Manifest;
+use crate::phases::{Phase, Plan, Timing};
+use crate::runc::Runc;
+
+pub use error::{DumpCause, DumpError};
+
+/// What a client asks for: containerd's `runc.v1.CheckpointOptions`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CheckpointOptions {
+    /// The client sent options at all. Under a runtime name other than `io.containerd.runc.v2`, docker, nerdctl and CRI
+    /// send none: the settings say then whether the container ends.
+    pub said: bool,
+    /// Where the images go.
+    pub image_path: PathBuf,
+    /// The container ends with the dump.
+    pub exit: bool,
+    /// Established TCP connections are saved.
+    pub open_tcp: bool,
+    /// Datagram sockets connected to the host are left out.
+    pub external_unix_sockets: bool,
+    /// The terminal of a shell is taken along.
+    pub terminal: bool,
+    /// File locks are saved.
+    pub file_locks: bool,
+    /// Namespaces whose content is not saved.
+    pub empty_namespaces: Vec<String>,
+    /// What is done about cgroups: soft, full, strict or ignore.
+    pub cgroups_mode: String,
+    /// Where CRIU's log and statistics go; empty for a directory that is removed after success.
+    pub work_path: String,
+    /// An earlier dump on which this one builds, relative to the images; needs a kernel that tracks memory.
+    pub parent_path: String,
+}
+
+/// What a dump needs.
+#[derive(Debug)]
+pub struct DumpJob {
+    /// How runc is called for the container.
+    pub runc: Runc,
+    /// containerd's namespace.
+    pub namespace: String,
+    /// The container.
+    pub id: String,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// Its init.
+    pub init_pid: i32,
+    /// Its cgroup.
+    pub cgroup: Cgroup,
+    /// A client had paused it.
+    pub was_paused: bool,
+    /// What the client asked for.
+    pub options: CheckpointOptions,
+    /// What the settings say.
+    pub settings: config::Dump,
+}
+
+/// A finished dump.
+#[derive(Debug)]
+pub struct Dumped {
+    /// How long each phase took.
+    pub timings: Vec<Timing>,
+}
+
+/// A dump under way: the job, and what its phases learned and did.
+#[derive(Debug)]
+struct Dumping<'j> {
+    job: &'j DumpJob,
+    criu: Option<Criu>,
+    /// Where CRIU writes the images before the commit.
+    staging: PathBuf,
+    /// Where its log goes.
+    work: PathBuf,
+    /// The image directory was made by us.
+    made_image_path: bool,
+    /// We froze the container; a client had not.
+    froze: bool,
+    /// It holds TCP connections.
+    connected: bool,
+    /// Host pids of tasks that are stopped again before the thaw.
+    woken: Vec<i32>,
+    environment: Vec<(OsString, OsString)>,
+    deadline: Duration,
+    manifest: Manifest,
+}
+
+/// Up to the commit: a failure takes everything back.
+fn before_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 9] {
+    [
+        Phase { name: "find criu", act: |dump| Box::pin(dump.find_criu()), undo: None },
+        Phase {
+            name: "prepare directories",
+            act: |dump| Box::pin(async { dump.prepare_directories() }),
+            undo: Some(|dump| Box::pin(async { dump.remove_directories() })),
+        },
+        Phase {
+            name: "freeze",
+            act: |dump| Box::pin(dump.freeze()),
+            undo: Some(|dump| Box::pin(dump.put_back())),
+        },
+        Phase { name: "look at connections", act: |dump| Box::pin(async { dump.look_at_connections() }), undo: None },
+        Phase {
+            name: "wake stopped tasks",
+            act: |dump| Box::pin(async { dump.wake_stopped() }),
+            undo: Some(|dump| Box::pin(async { dump.stop_woken() })),
+        },
+        Phase {
+            name: "configure criu",
+            act: |dump| Box::pin(async { dump.configure() }),
+            undo: Some(|dump| Box::pin(async { dump.unconfigure() })),
+        },
+        Phase {
+            name: "save",
+            act: |dump| Box::pin(dump.save()),
+            undo: Some(|dump| Box::pin(dump.end_criu())),
+        },
+        Phase { name: "verify", act: |dump| Box::pin(async { dump.verify() }), undo: None },
+        Phase { name: "commit", act: |dump| Box::pin(async { dump.commit() }), undo: None },
+    ]
+}
+
+/// After the commit: the container goes back to what it was doing, and our own files go.
+fn after_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 4] {
+    [
+        Phase { name: "stop woken tasks", act: |dump| Box::pin(async { dump.stop_woken() }), undo: None },
+        Phase { name: "put back", act: |dump| Box::pin(dump.put_back()), undo: None },
+        Phase { name: "unconfigure criu", act: |dump| Box::pin(async { dump.unconfigure() }), undo: None },
+        Phase { name: "put away", act: |dump| Box::pin(async { dump.put_away() }), undo: None },
+    ]
+}
+
+/// Dumps a container. On failure it goes on as before and the image directory is as it was.
+///
+/// # Errors
+/// [`DumpError`] with the phase, the cause, and whatever could not be taken back.
+pub async fn dump(job: &DumpJob) -> Result<Dumped, DumpError> {
+    let plan = Plan { before: &before_commit(), after: &after_commit() };
+    let mut dumping = Dumping::new(job);
+    match plan.run(&mut dumping).await {
+        Ok(completed) => {
+            for (phase, error) in &completed.late {
+                tracing::warn!(id = job.id, phase, error = crate::error::chain(error), "the dump is complete, but not all is put away");
+            }
+            tracing::info!(id = job.id, images = %job.options.image_path.display(), timings = crate::phases::summary(&completed.timings), "dumped");
+            Ok(Dumped { timings: completed.timings })
+        }
+        Err(failed) => Err(DumpError::new(job, failed)),
+    }
+}

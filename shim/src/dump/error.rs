@@ -1,0 +1,143 @@
+//! Why there is no dump.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use super::DumpJob;
+use crate::cgroup::CgroupError;
+use crate::criu::CriuError;
+use crate::criu::images::ImageError;
+use crate::criu::telling::Telling;
+use crate::error::{Error, chain};
+use crate::phases::Failed;
+
+/// A dump that failed and was taken back.
+#[derive(Debug)]
+pub struct DumpError {
+    /// The container.
+    pub id: String,
+    /// The phase that failed.
+    pub phase: &'static str,
+    /// Why.
+    pub cause: DumpCause,
+    /// What could not be taken back: the phase and its error.
+    pub unwinding: Vec<(&'static str, DumpCause)>,
+    /// Whether the init is still alive.
+    pub alive: bool,
+}
+
+/// Why a phase failed.
+#[derive(Debug, Error)]
+pub enum DumpCause {
+    /// The container cannot be dumped as it is; the text says what is in the way and what to do.
+    #[error("{0}")]
+    Refused(String),
+    /// CRIU is missing or does not run.
+    #[error(transparent)]
+    NoCriu(#[from] CriuError),
+    /// CRIU failed.
+    #[error("{telling}{}{}", listed(culprits), log.as_deref().map(named).unwrap_or_default())]
+    Criu {
+        /// Its own line, what it means and what to do.
+        telling: Telling,
+        /// What was found in the container that cannot be saved.
+        culprits: Vec<String>,
+        /// Where its log is kept.
+        log: Option<PathBuf>,
+    },
+    /// It took longer than it may.
+    #[error("{0}; a larger cedana.dump.timeout gives it more time")]
+    TimedOut(String),
+    /// CRIU would not go away; tasks of the container may stand still.
+    #[error("end CRIU, which still holds the container's processes")]
+    CriuStays,
+    /// The cgroup could not be frozen or thawed.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The images are not complete.
+    #[error(transparent)]
+    Images(#[from] ImageError),
+    /// A file or directory of ours.
+    #[error("{action} {}: {source}", path.display())]
+    Files {
+        /// What was tried.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+}
+
+impl DumpCause {
+    pub(super) fn files<'a>(
+        action: &'static str,
+        path: &'a Path,
+    ) -> impl FnOnce(io::Error) -> Self + use<'a> {
+        move |source| Self::Files {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+fn listed(culprits: &[String]) -> String {
+    culprits.iter().map(|culprit| format!("; {culprit}")).collect()
+}
+
+fn named(log: &Path) -> String {
+    format!("; the log is {}", log.display())
+}
+
+impl DumpError {
+    pub(super) fn new(job: &DumpJob, failed: Failed<DumpCause>) -> Self {
+        Self {
+            id: job.id.clone(),
+            phase: failed.phase,
+            cause: failed.cause,
+            unwinding: failed.unwinding,
+            alive: Path::new("/proc")
+                .join(job.init_pid.to_string())
+                .join("root")
+                .exists(),
+        }
+    }
+}
+
+impl fmt::Display for DumpError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "dump container {} ({}): {}",
+            self.id,
+            self.phase,
+            chain(&self.cause)
+        )?;
+        for (phase, error) in &self.unwinding {
+            write!(f, "; and to take back {phase}: {}", chain(error))?;
+        }
+        f.write_str(match self.alive {
+            true => "; the container goes on",
+            false => "; the container has ended",
+        })
+    }
+}
+
+impl std::error::Error for DumpError {}
+
+impl From<DumpError> for Error {
+    fn from(error: DumpError) -> Self {
+        let text = error.to_string();
+        match error.cause {
+            DumpCause::Refused(_) => Self::FailedPrecondition(text),
+            DumpCause::Criu { ref telling, .. } if telling.lasting => Self::FailedPrecondition(text),
+            DumpCause::NoCriu(_) => Self::Unimplemented(text),
+            DumpCause::TimedOut(_) => Self::Unavailable(text),
+            _ => Self::Internal(text),
+        }
+    }
+}

@@ -1,0 +1,394 @@
+//! What the phases of a dump do.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Duration;
+
+use config::{NetworkLock, Tcp};
+use nix::sys::signal::Signal;
+
+use super::{DumpCause, DumpJob, Dumping};
+use crate::cgroup::CgroupError;
+use crate::criu::conf::{self, Options, Request};
+use crate::criu::logs::Keeper;
+use crate::criu::manifest::{self, Manifest};
+use crate::criu::telling;
+use crate::criu::{Criu, connections, culprits, images, proc, stray};
+use crate::runc::{Call, RuncError};
+
+/// The images before the commit, inside the image directory so that a rename is all the commit takes.
+const STAGING: &str = ".cedana-partial";
+
+/// CRIU's own limit for getting the tasks to stand is 10 s; a task in uninterruptible sleep delays it.
+const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What a dump of nothing may take on the slowest host that was seen (software emulation), with room.
+const DEADLINE_MIN: Duration = Duration::from_secs(60);
+
+/// The slowest disk that a dump still has to succeed on, in bytes per second.
+const WRITE_RATE_MIN: u64 = 20 * 1024 * 1024;
+
+/// Connections named in an error; more would not be read.
+const CONNECTIONS_SHOWN_MAX: usize = 3;
+
+/// What runc knows of `--manage-cgroups-mode`.
+const CGROUPS_MODES: [&str; 4] = ["soft", "full", "strict", "ignore"];
+
+impl<'j> Dumping<'j> {
+    pub(super) fn new(job: &'j DumpJob) -> Self {
+        let staging = if job.options.parent_path.is_empty() {
+            job.options.image_path.join(STAGING)
+        } else {
+            // The parent is named relative to the images, and CRIU keeps that name in them.
+            job.options.image_path.clone()
+        };
+        let work = match job.options.work_path.as_str() {
+            "" => job.bundle.join("criu-work"),
+            path => path.into(),
+        };
+        Self {
+            job,
+            criu: None,
+            staging,
+            work,
+            made_image_path: false,
+            froze: false,
+            connected: false,
+            woken: Vec::new(),
+            environment: Vec::new(),
+            deadline: job.settings.timeout,
+            manifest: Manifest::default(),
+        }
+    }
+
+    pub(super) async fn find_criu(&mut self) -> Result<(), DumpCause> {
+        let criu = Criu::probe(&self.job.runc.reaper).await?;
+        self.manifest.criu = criu.version.to_string();
+        self.criu = Some(criu);
+        Ok(())
+    }
+
+    pub(super) fn prepare_directories(&mut self) -> Result<(), DumpCause> {
+        let images = &self.job.options.image_path;
+        self.made_image_path = !images.exists();
+        fs::create_dir_all(images).map_err(DumpCause::files("make", images))?;
+        if self.staged() {
+            remove_tree(&self.staging)?;
+            fs::create_dir(&self.staging).map_err(DumpCause::files("make", &self.staging))?;
+        }
+        if self.owns_work() {
+            remove_tree(&self.work)?;
+        }
+        fs::create_dir_all(&self.work).map_err(DumpCause::files("make", &self.work))
+    }
+
+    pub(super) fn remove_directories(&mut self) -> Result<(), DumpCause> {
+        let work = self.put_away();
+        if self.staged() {
+            remove_tree(&self.staging)?;
+        }
+        if self.made_image_path {
+            remove_tree(&self.job.options.image_path)?;
+        }
+        work
+    }
+
+    pub(super) async fn freeze(&mut self) -> Result<(), DumpCause> {
+        if self.job.cgroup.is_frozen() {
+            return Ok(());
+        }
+        // Set before: a freeze that fails half-way is thawed as well.
+        self.froze = true;
+        match self.job.cgroup.freeze(FREEZE_DEADLINE).await {
+            // CRIU stops the tasks one by one then, which only takes longer.
+            Err(CgroupError::Unsupported(why)) => {
+                tracing::warn!(id = self.job.id, why, "dumping without a freezer");
+                self.froze = false;
+                Ok(())
+            }
+            result => Ok(result?),
+        }
+    }
+
+    pub(super) fn look_at_connections(&mut self) -> Result<(), DumpCause> {
+        let pids = self.pids();
+        self.deadline = match self.job.settings.timeout {
+            Duration::ZERO => {
+                DEADLINE_MIN + Duration::from_secs(proc::resident_bytes(&pids) / WRITE_RATE_MIN)
+            }
+            said => said,
+        };
+        let connections =
+            connections::held(&pids).map_err(DumpCause::files("read", Path::new("/proc/net/tcp")))?;
+        self.connected = !connections.is_empty();
+        if connections.is_empty() || self.tcp() != Tcp::Default {
+            return Ok(());
+        }
+        let shown: Vec<String> = connections
+            .iter()
+            .take(CONNECTIONS_SHOWN_MAX)
+            .map(ToString::to_string)
+            .collect();
+        Err(DumpCause::Refused(format!(
+            "the container has {} established TCP connection(s) ({}{}); close them, or set the annotation \
+             cedana.dump.tcp to established (save them) or close (let them come back closed)",
+            connections.len(),
+            shown.join(", "),
+            if connections.len() > shown.len() {
+                ", …"
+            } else {
+                ""
+            },
+        )))
+    }
+
+    pub(super) fn wake_stopped(&mut self) -> Result<(), DumpCause> {
+        if self.job.cgroup.is_unified() || !self.job.cgroup.is_frozen() {
+            return Ok(());
+        }
+        self.woken = self
+            .pids()
+            .into_iter()
+            .filter(|pid| proc::is_stopped(*pid))
+            .collect();
+        self.manifest.stopped = self
+            .woken
+            .iter()
+            .filter_map(|pid| proc::inner_pid(*pid))
+            .collect();
+        for pid in &self.woken {
+            stray::signal(*pid, Signal::SIGCONT);
+        }
+        Ok(())
+    }
+
+    pub(super) fn stop_woken(&mut self) -> Result<(), DumpCause> {
+        for pid in self.woken.drain(..) {
+            stray::signal(pid, Signal::SIGSTOP);
+        }
+        Ok(())
+    }
+
+    pub(super) fn configure(&mut self) -> Result<(), DumpCause> {
+        let Some(criu) = &self.criu else { return Ok(()) };
+        let mut options = Options::of_dump(&self.job.settings);
+        let tcp = self.tcp();
+        options.switch("tcp-close", tcp == Tcp::Close);
+        self.manifest.tcp_closed = tcp == Tcp::Close && self.connected;
+        self.manifest.shell_job = self.job.options.terminal;
+        self.manifest.external_unix_sockets = self.external_unix_sockets();
+        let kept = self.connected && tcp == Tcp::Established;
+        let request = Request {
+            bundle: &self.job.bundle,
+            version: criu.version,
+            options: &options,
+            network_lock: conf::resolve_lock(self.job.settings.network_lock, kept),
+        };
+        if kept && request.network_lock == NetworkLock::Skip {
+            tracing::warn!(
+                id = self.job.id,
+                "connections are dumped without a network lock, as the settings say"
+            );
+        }
+        self.environment = conf::write(&request, conf::is_annotated(&self.job.bundle))
+            .map_err(DumpCause::files("configure criu in", &self.job.bundle))?;
+        Ok(())
+    }
+
+    pub(super) fn unconfigure(&mut self) -> Result<(), DumpCause> {
+        conf::remove(&self.job.bundle).map_err(DumpCause::files(
+            "remove criu's configuration from",
+            &self.job.bundle,
+        ))
+    }
+
+    pub(super) async fn save(&mut self) -> Result<(), DumpCause> {
+        let job = self.job;
+        let mut args: Vec<&OsStr> = vec!["checkpoint".as_ref()];
+        args.extend::<[&OsStr; 4]>([
+            "--image-path".as_ref(),
+            self.staging.as_ref(),
+            "--work-path".as_ref(),
+            self.work.as_ref(),
+        ]);
+        for (flag, on) in [
+            ("--leave-running", !self.exits()),
+            ("--tcp-established", self.tcp() == Tcp::Established),
+            ("--ext-unix-sk", self.external_unix_sockets()),
+            ("--shell-job", job.options.terminal),
+            ("--file-locks", job.options.file_locks || job.settings.file_locks),
+        ] {
+            if on {
+                args.push(flag.as_ref());
+            }
+        }
+        if !job.options.parent_path.is_empty() {
+            args.extend::<[&OsStr; 2]>(["--parent-path".as_ref(), job.options.parent_path.as_ref()]);
+        }
+        for namespace in &job.options.empty_namespaces {
+            args.extend::<[&OsStr; 2]>(["--empty-ns".as_ref(), namespace.as_ref()]);
+        }
+        if CGROUPS_MODES.contains(&job.options.cgroups_mode.as_str()) {
+            args.extend::<[&OsStr; 2]>([
+                "--manage-cgroups-mode".as_ref(),
+                job.options.cgroups_mode.as_ref(),
+            ]);
+        }
+        args.push(job.id.as_ref());
+        let call = Call {
+            env: std::mem::take(&mut self.environment),
+            deadline: self.deadline,
+            ..Call::default()
+        };
+        let result = job.runc.run(&args, call).await;
+        result.map_err(|error| self.explain(&error))
+    }
+
+    /// What a failed `runc checkpoint` means, with the log kept.
+    fn explain(&self, error: &RuncError) -> DumpCause {
+        let job = self.job;
+        let log = self.work.join("dump.log");
+        let keeper = Keeper {
+            log_dir: &job.settings.log_dir,
+            namespace: &job.namespace,
+            id: &job.id,
+            bundle: &job.bundle,
+        };
+        let kept = keeper.keep(&log, "dump");
+        if matches!(error, RuncError::TimedOut { .. }) {
+            return DumpCause::TimedOut(error.to_string());
+        }
+        DumpCause::Criu {
+            telling: telling::read(&log, &error.to_string()),
+            culprits: culprits::find(&self.pids()),
+            log: kept,
+        }
+    }
+
+    /// Makes sure that no CRIU outlives a failed save.
+    pub(super) async fn end_criu(&mut self) -> Result<(), DumpCause> {
+        let pids = self.pids();
+        if !stray::is_any(&pids) {
+            return Ok(());
+        }
+        // Under cgroup v1 a CRIU can be stuck in the kernel until the task it attaches to may run again.
+        if let Err(error) = self.job.cgroup.thaw(FREEZE_DEADLINE).await {
+            tracing::warn!(id = self.job.id, %error, "failed to thaw a container that CRIU holds");
+        }
+        if stray::kill_all(&pids).await {
+            Ok(())
+        } else {
+            Err(DumpCause::CriuStays)
+        }
+    }
+
+    pub(super) fn verify(&mut self) -> Result<(), DumpCause> {
+        let _ = images::summarize(&self.staging)?;
+        Ok(())
+    }
+
+    pub(super) fn commit(&mut self) -> Result<(), DumpCause> {
+        let images = &self.job.options.image_path;
+        self.manifest
+            .write(&self.staging)
+            .map_err(DumpCause::files("write the manifest in", &self.staging))?;
+        if !self.staged() {
+            return Ok(());
+        }
+        for old in entries(images)?.iter().filter(|name| is_image(name)) {
+            let old = images.join(old);
+            fs::remove_file(&old).map_err(DumpCause::files("remove", &old))?;
+        }
+        for name in entries(&self.staging)? {
+            let from = self.staging.join(&name);
+            fs::rename(&from, images.join(&name)).map_err(DumpCause::files("move into place", &from))?;
+        }
+        fs::remove_dir(&self.staging).map_err(DumpCause::files("remove", &self.staging))
+    }
+
+    /// Brings the container back to running or paused, as it was.
+    pub(super) async fn put_back(&mut self) -> Result<(), DumpCause> {
+        let cgroup = &self.job.cgroup;
+        if !cgroup.exists() {
+            return Ok(());
+        }
+        // What CRIU killed under cgroup v1 cannot die while it is frozen.
+        let result = if self.froze || self.exits() && self.ended() {
+            cgroup.thaw(FREEZE_DEADLINE).await
+        } else if self.job.was_paused && !cgroup.is_frozen() {
+            cgroup.freeze(FREEZE_DEADLINE).await
+        } else {
+            Ok(())
+        };
+        match result {
+            Err(CgroupError::Gone(_)) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    pub(super) fn put_away(&mut self) -> Result<(), DumpCause> {
+        if self.owns_work() {
+            remove_tree(&self.work)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Init first: the others are looked for in its namespaces.
+    fn pids(&self) -> Vec<i32> {
+        let init = self.job.init_pid;
+        let mut pids = vec![init];
+        pids.extend(self.job.cgroup.procs().into_iter().filter(|pid| *pid != init));
+        pids
+    }
+
+    /// Whether the container ends with the dump.
+    fn exits(&self) -> bool {
+        if self.job.options.said { self.job.options.exit } else { !self.job.settings.leave_running }
+    }
+
+    fn tcp(&self) -> Tcp {
+        if self.job.options.open_tcp {
+            Tcp::Established
+        } else {
+            self.job.settings.tcp
+        }
+    }
+
+    fn external_unix_sockets(&self) -> bool {
+        self.job.options.external_unix_sockets || self.job.settings.external_unix_sockets
+    }
+
+    /// Whether the init is dead or dying.
+    fn ended(&self) -> bool {
+        !proc::is_running(self.job.init_pid)
+    }
+
+    fn staged(&self) -> bool {
+        self.staging != self.job.options.image_path
+    }
+
+    fn owns_work(&self) -> bool {
+        self.job.options.work_path.is_empty()
+    }
+}
+
+/// Whether a file was left by an earlier dump: only those are removed from a directory that may be the user's.
+fn is_image(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    name.ends_with(".img") || name == "descriptors.json" || name == manifest::NAME
+}
+
+fn entries(dir: &Path) -> Result<Vec<std::ffi::OsString>, DumpCause> {
+    let listed = fs::read_dir(dir).and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect());
+    listed.map_err(DumpCause::files("list", dir))
+}
+
+fn remove_tree(dir: &Path) -> Result<(), DumpCause> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(DumpCause::files("remove", dir)(error)),
+        _ => Ok(()),
+    }
+}
