@@ -1,0 +1,123 @@
+//! Why a container was not restored.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::cgroup::CgroupError;
+use crate::criu::CriuError;
+use crate::criu::images::ImageError;
+use crate::criu::telling::Telling;
+use crate::error::{Error, chain};
+use crate::phases::Failed;
+
+/// A restore that failed and was taken back.
+#[derive(Debug)]
+pub struct RestoreError {
+    /// The container.
+    pub id: String,
+    /// The phase that failed.
+    pub phase: &'static str,
+    /// Why.
+    pub cause: RestoreCause,
+    /// What could not be taken back: the phase and its error.
+    pub unwinding: Vec<(&'static str, RestoreCause)>,
+}
+
+/// Why a phase failed.
+#[derive(Debug, Error)]
+pub enum RestoreCause {
+    /// CRIU is missing or does not run.
+    #[error(transparent)]
+    NoCriu(#[from] CriuError),
+    /// CRIU or runc failed.
+    #[error("{telling}{}", log.as_deref().map(|log| format!("; the log is {}", log.display())).unwrap_or_default())]
+    Criu {
+        /// Its own line, what it means and what to do.
+        telling: Telling,
+        /// Where its log is kept.
+        log: Option<PathBuf>,
+    },
+    /// It took longer than it may.
+    #[error("{0}; a larger cedana.restore.timeout gives it more time")]
+    TimedOut(String),
+    /// The images are not complete.
+    #[error(transparent)]
+    Images(#[from] ImageError),
+    /// The cgroup of the restored container.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// runc said it had restored, but left no pid.
+    #[error("find the restored process: {0} holds no pid")]
+    NoPid(String),
+    /// Something of the failed attempt would not go away.
+    #[error("remove what is left of the attempt: {0}")]
+    Remains(String),
+    /// A file or directory of ours.
+    #[error("{action} {}: {source}", path.display())]
+    Files {
+        /// What was tried.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+}
+
+impl RestoreCause {
+    pub(super) fn files<'a>(
+        action: &'static str,
+        path: &'a Path,
+    ) -> impl FnOnce(io::Error) -> Self + use<'a> {
+        move |source| Self::Files {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+impl RestoreError {
+    pub(super) fn new(id: String, failed: Failed<RestoreCause>) -> Self {
+        Self {
+            id,
+            phase: failed.phase,
+            cause: failed.cause,
+            unwinding: failed.unwinding,
+        }
+    }
+}
+
+impl fmt::Display for RestoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "restore container {} ({}): {}",
+            self.id,
+            self.phase,
+            chain(&self.cause)
+        )?;
+        for (phase, error) in &self.unwinding {
+            write!(f, "; and to take back {phase}: {}", chain(error))?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for RestoreError {}
+
+impl From<RestoreError> for Error {
+    fn from(error: RestoreError) -> Self {
+        let text = error.to_string();
+        match error.cause {
+            RestoreCause::Images(_) => Self::InvalidArgument(text),
+            RestoreCause::Criu { ref telling, .. } if telling.lasting => Self::FailedPrecondition(text),
+            RestoreCause::NoCriu(_) => Self::Unimplemented(text),
+            RestoreCause::TimedOut(_) => Self::Unavailable(text),
+            _ => Self::Internal(text),
+        }
+    }
+}

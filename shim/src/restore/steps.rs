@@ -1,0 +1,242 @@
+//! What the phases of a restore do.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Duration;
+
+use config::Tcp;
+use oci_bundles::mounts;
+
+use super::{RestoreCause, RestoreJob, Restoring};
+use crate::criu::conf::{self, Options, Request};
+use crate::criu::images::{self, Summary};
+use crate::criu::logs::Keeper;
+use crate::criu::manifest::{self, Manifest};
+use crate::criu::{Criu, stray, telling};
+use crate::error::chain;
+use crate::runc::{Call, RuncError};
+
+/// The restore of nothing on the slowest host that was seen (software emulation), with room.
+const DEADLINE_MIN: Duration = Duration::from_secs(60);
+
+/// The slowest disk that a restore still has to succeed from, in bytes per second.
+const READ_RATE_MIN: u64 = 20 * 1024 * 1024;
+
+/// runc's own clean-up kills and waits for processes; more than this and it hangs.
+const DELETE_DEADLINE: Duration = Duration::from_secs(30);
+
+impl Restoring {
+    pub(super) fn new(job: RestoreJob) -> Self {
+        let owns_work = job.work_path.is_none();
+        let work = job.work_path.unwrap_or_else(|| job.bundle.join("criu-work"));
+        Self {
+            runc: job.runc,
+            namespace: job.namespace,
+            id: job.id,
+            bundle: job.bundle,
+            image_path: job.image_path,
+            work,
+            owns_work,
+            stdio: Some(job.stdio),
+            console_socket: job.console_socket,
+            no_pivot_root: job.no_pivot_root,
+            settings: job.settings,
+            criu: None,
+            summary: Summary::default(),
+            manifest: Manifest::default(),
+            environment: Vec::new(),
+            pid: 0,
+        }
+    }
+
+    pub(super) async fn find_criu(&mut self) -> Result<(), RestoreCause> {
+        self.criu = Some(Criu::probe(&self.runc.reaper).await?);
+        Ok(())
+    }
+
+    pub(super) fn read_images(&mut self) -> Result<(), RestoreCause> {
+        self.summary = images::summarize(&self.image_path)?;
+        let name = self.image_path.join(manifest::NAME);
+        self.manifest = Manifest::read(&self.image_path).map_err(RestoreCause::files("read", &name))?;
+        Ok(())
+    }
+
+    pub(super) fn prepare_directories(&mut self) -> Result<(), RestoreCause> {
+        if self.owns_work {
+            remove_tree(&self.work)?;
+        }
+        fs::create_dir_all(&self.work).map_err(RestoreCause::files("make", &self.work))?;
+        // A pid of an earlier attempt would be taken for the restored one.
+        remove_file(&self.pid_file())
+    }
+
+    pub(super) fn put_away(&mut self) -> Result<(), RestoreCause> {
+        if self.owns_work {
+            remove_tree(&self.work)
+        } else {
+            Ok(())
+        }
+    }
+
+    pub(super) fn configure(&mut self) -> Result<(), RestoreCause> {
+        let Some(criu) = &self.criu else { return Ok(()) };
+        let mut options = Options::of_restore(&self.settings, true);
+        options.switch("tcp-close", self.tcp() == Tcp::Close);
+        let kept = self.summary.connections && self.tcp() == Tcp::Established;
+        let request = Request {
+            bundle: &self.bundle,
+            version: criu.version,
+            options: &options,
+            network_lock: conf::resolve_lock(self.settings.network_lock, kept),
+        };
+        self.environment = conf::write(&request, conf::is_annotated(&self.bundle))
+            .map_err(RestoreCause::files("configure criu in", &self.bundle))?;
+        Ok(())
+    }
+
+    pub(super) fn unconfigure(&mut self) -> Result<(), RestoreCause> {
+        conf::remove(&self.bundle).map_err(RestoreCause::files(
+            "remove criu's configuration from",
+            &self.bundle,
+        ))
+    }
+
+    pub(super) async fn restore(&mut self) -> Result<(), RestoreCause> {
+        let pid_file = self.pid_file();
+        let mut args: Vec<&OsStr> = vec!["restore".as_ref(), "--detach".as_ref(), "--no-subreaper".as_ref()];
+        for (flag, value) in [
+            ("--bundle", self.bundle.as_path()),
+            ("--image-path", &self.image_path),
+            ("--work-path", &self.work),
+            ("--pid-file", &pid_file),
+        ] {
+            args.extend::<[&OsStr; 2]>([flag.as_ref(), value.as_ref()]);
+        }
+        if let Some(socket) = &self.console_socket {
+            args.extend::<[&OsStr; 2]>(["--console-socket".as_ref(), socket.as_ref()]);
+        }
+        for (flag, on) in [
+            ("--no-pivot", self.no_pivot_root),
+            (
+                "--tcp-established",
+                self.summary.connections && self.tcp() == Tcp::Established,
+            ),
+            ("--ext-unix-sk", self.manifest.external_unix_sockets),
+            ("--shell-job", self.manifest.shell_job),
+            ("--file-locks", true),
+        ] {
+            if on {
+                args.push(flag.as_ref());
+            }
+        }
+        args.push(self.id.as_ref());
+        let call = Call {
+            stdio: self.stdio.take(),
+            env: std::mem::take(&mut self.environment),
+            deadline: self.deadline(),
+            ..Call::default()
+        };
+        let result = self.runc.run(&args, call).await;
+        result.map_err(|error| self.explain(&error))
+    }
+
+    /// What a failed `runc restore` means, with the log kept.
+    fn explain(&self, error: &RuncError) -> RestoreCause {
+        let log = self.work.join("restore.log");
+        let (namespace, id, bundle) = (&self.namespace, &self.id, &self.bundle);
+        let keeper = Keeper {
+            log_dir: &self.settings.log_dir,
+            namespace,
+            id,
+            bundle,
+        };
+        let kept = keeper.keep(&log, "restore");
+        match error {
+            RuncError::TimedOut { .. } => RestoreCause::TimedOut(error.to_string()),
+            _ => RestoreCause::Criu {
+                telling: telling::read(&log, &error.to_string()),
+                log: kept,
+            },
+        }
+    }
+
+    pub(super) fn read_pid(&mut self) -> Result<(), RestoreCause> {
+        let path = self.pid_file();
+        let text = fs::read_to_string(&path).map_err(RestoreCause::files("read", &path))?;
+        self.pid = text
+            .trim()
+            .parse()
+            .map_err(|_| RestoreCause::NoPid(path.display().to_string()))?;
+        Ok(())
+    }
+
+    /// Removes whatever a failed restore has left: CRIU, processes, cgroups, runc's state and its mount.
+    pub(super) async fn remove_remains(&mut self) -> Result<(), RestoreCause> {
+        let mut remains = Vec::new();
+        // CRIU first: it would go on making what is being removed.
+        if !stray::kill_all(&[]).await {
+            remains.push("CRIU does not end".to_owned());
+        }
+        let state = self.runc.root.join(&self.id);
+        if state.exists() {
+            let args: [&OsStr; 3] = ["delete".as_ref(), "--force".as_ref(), self.id.as_ref()];
+            let call = Call {
+                deadline: DELETE_DEADLINE,
+                ..Call::default()
+            };
+            if let Err(error) = self.runc.run(&args, call).await
+                && !error.is_gone()
+            {
+                remains.push(chain(&error));
+            }
+        }
+        // runc binds the root file system there for CRIU, and forgets it when it is killed.
+        if let Err(errors) = mounts::unmount_recursive(&state.join("criu-root")) {
+            remains.extend(errors.iter().map(|error| chain(error)));
+        }
+        for result in [remove_tree(&state), remove_file(&self.pid_file())] {
+            remains.extend(result.err().map(|error| chain(&error)));
+        }
+        if remains.is_empty() {
+            Ok(())
+        } else {
+            Err(RestoreCause::Remains(remains.join("; ")))
+        }
+    }
+
+    fn pid_file(&self) -> std::path::PathBuf {
+        self.bundle.join("init.pid")
+    }
+
+    /// What becomes of the connections in the images: as the settings say, else as the dump did.
+    fn tcp(&self) -> Tcp {
+        match self.settings.tcp {
+            Tcp::Default if self.manifest.tcp_closed => Tcp::Close,
+            Tcp::Default => Tcp::Established,
+            said => said,
+        }
+    }
+
+    fn deadline(&self) -> Duration {
+        match self.settings.timeout {
+            Duration::ZERO => DEADLINE_MIN + Duration::from_secs(self.summary.size / READ_RATE_MIN),
+            said => said,
+        }
+    }
+}
+
+fn remove_file(path: &Path) -> Result<(), RestoreCause> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(RestoreCause::files("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn remove_tree(dir: &Path) -> Result<(), RestoreCause> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(RestoreCause::files("remove", dir)(error)),
+        _ => Ok(()),
+    }
+}
