@@ -99,8 +99,7 @@ impl Task for TaskService {
 
     async fn checkpoint(&self, _: &TtrpcContext, request: api::CheckpointTaskRequest) -> Answer<Empty> {
         let id = request.id.clone();
-        let exit = self.shim.container(&id).map_err(status)?.facts.exits_with_checkpoint();
-        let options = Box::new(translate::checkpoint(request, exit).map_err(status)?);
+        let options = Box::new(translate::checkpoint(request).map_err(status)?);
         self.tell(&id, |reply| Command::Checkpoint { options, reply }).await
     }
 

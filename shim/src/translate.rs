@@ -77,14 +77,14 @@ fn mount(mount: api::Mount) -> Mount {
     Mount { kind: mount.type_, source: mount.source, target: mount.target, options: mount.options }
 }
 
-/// A `Checkpoint`. Under a runtime name of ours most clients send no options: then `exit` is what the settings say.
+/// A `Checkpoint`. Under a runtime name of ours most clients send no options, which is not the same as defaults.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] for options that cannot be read.
-pub fn checkpoint(request: api::CheckpointTaskRequest, exit: bool) -> Result<CheckpointOptions> {
+pub fn checkpoint(request: api::CheckpointTaskRequest) -> Result<CheckpointOptions> {
     let image_path = PathBuf::from(request.path);
     let any = request.options.into_option().filter(|any| !any.type_url.is_empty());
-    let Some(any) = any else { return Ok(CheckpointOptions { image_path, exit, ..CheckpointOptions::default() }) };
+    let Some(any) = any else { return Ok(CheckpointOptions { image_path, ..CheckpointOptions::default() }) };
     if any.type_url.rsplit('/').next() != Some(CHECKPOINT_OPTIONS) {
         return Err(Error::InvalidArgument(format!("checkpoint options of type {} are not known", any.type_url)));
     }
@@ -95,6 +95,7 @@ pub fn checkpoint(request: api::CheckpointTaskRequest, exit: bool) -> Result<Che
         _ => String::new(),
     };
     Ok(CheckpointOptions {
+        said: true,
         exit: said.exit,
         open_tcp: said.open_tcp,
         external_unix_sockets: said.external_unix_sockets,
@@ -204,10 +205,10 @@ mod tests {
             options: Some(Any { type_url: type_url.to_owned(), ..Default::default() }).into(),
             ..Default::default()
         };
-        assert!(matches!(checkpoint(request("containerd.runc.v1.Options"), true), Err(Error::InvalidArgument(_))));
-        assert_eq!(checkpoint(request(""), true).map(|options| options.exit), Ok(true));
-        let said = checkpoint(request("type.googleapis.com/containerd.runc.v1.CheckpointOptions"), true);
-        assert_eq!(said.map(|options| options.exit), Ok(false), "a client that says something means it");
+        assert!(matches!(checkpoint(request("containerd.runc.v1.Options")), Err(Error::InvalidArgument(_))));
+        assert_eq!(checkpoint(request("")).map(|options| options.said), Ok(false));
+        let said = checkpoint(request("type.googleapis.com/containerd.runc.v1.CheckpointOptions"));
+        assert_eq!(said.map(|options| (options.said, options.exit)), Ok((true, false)));
     }
 
     #[test]
@@ -216,6 +217,6 @@ mod tests {
         let value = vec![10 << 3 | 2, 2, b'p', b'p'];
         let any = Any { type_url: CHECKPOINT_OPTIONS.to_owned(), value, ..Default::default() };
         let request = api::CheckpointTaskRequest { options: Some(any).into(), ..Default::default() };
-        assert_eq!(checkpoint(request, true).map(|options| options.parent_path), Ok("pp".to_owned()));
+        assert_eq!(checkpoint(request).map(|options| options.parent_path), Ok("pp".to_owned()));
     }
 }

@@ -12,9 +12,6 @@ use crate::options::Options;
 use crate::reap::Reaper;
 use crate::runc::Runc;
 
-/// The namespace CRI keeps its containers in.
-const KUBERNETES: &str = "k8s.io";
-
 /// The unchanging part of a container, shared with the tasks that act for it.
 #[derive(Debug)]
 pub struct Facts {
@@ -44,12 +41,6 @@ impl Facts {
     /// runc's directory for this container.
     pub fn state_dir(&self) -> PathBuf {
         self.runc.root.join(&self.id)
-    }
-
-    /// Whether a checkpoint ends the container when the client did not say: docker and nerdctl mean that it does, and
-    /// under a runtime name of ours cannot say so; a kubelet means that it does not, and cannot say so either.
-    pub fn exits_with_checkpoint(&self) -> bool {
-        self.namespace != KUBERNETES && !self.settings.dump.leave_running
     }
 
     /// Its cgroup.
