@@ -28,8 +28,8 @@ use nix::libc;
 const TICK: Duration = Duration::from_millis(1);
 /// How long a check waits for the threads to count on; a loaded machine of two cores needs far less.
 const THREADS_DEADLINE: Duration = Duration::from_secs(10);
-/// More than CRIU's default limit for the content of a deleted file (1 MiB), and than any sane one of ours.
-const GHOST_BYTES: u64 = 3 << 30;
+/// More than CRIU's default limit for the content of a deleted file (1 MiB).
+const GHOST_BYTES: usize = 2 << 20;
 /// Where the POSIX-locked file lies, in the container's own root.
 const POSIX_LOCK: &str = "/posix.lock";
 /// Where the flock-ed file lies.
@@ -301,8 +301,9 @@ impl Held {
             }
             "io-uring" => Self::Ring(Box::new(io_uring::IoUring::new(8)?)),
             "ghost" => {
-                let file = deleted_file("/ghost")?;
-                file.set_len(GHOST_BYTES)?;
+                let mut file = deleted_file("/ghost")?;
+                // What counts is what lies on the disk, so the file must not be sparse.
+                file.write_all(&vec![1; GHOST_BYTES])?;
                 Self::Ghost(file)
             }
             "host-socket" => Self::HostSocket(UnixStream::connect("/host/socket")?),
