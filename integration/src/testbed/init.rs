@@ -2,28 +2,40 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
-use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitStatus, wait};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, wait, waitpid};
 use nix::unistd::{Pid, sethostname};
 
-use super::instance::Plan;
+use super::instance::{PLAN_VARIABLE, Plan};
 use super::{engines, mounts};
+
+/// What is killed is gone at once, unless it waits for a disk.
+const END_MAX: Duration = Duration::from_secs(20);
+
+/// A child that ended between the look and the wait is noticed this late.
+const END_STEP_MS: u16 = 20;
 
 /// Exit status when the command was not run, as of docker and timeout.
 pub const NOT_RUN: u8 = 125;
 
 /// Does all that, and returns the command's exit status as a shell would tell it.
-pub fn run(plan: &str) -> Result<u8> {
-    let plan: Plan = serde_json::from_str(plan).context("read the plan")?;
+pub fn run() -> Result<u8> {
+    // Blocked by the testbed outside, inherited, and not to be passed on to the command.
+    SigSet::all().thread_unblock().context("unblock signals")?;
+    let plan = std::env::var(PLAN_VARIABLE).context("read the plan")?;
+    let plan: Plan = serde_json::from_str(&plan).context("read the plan")?;
     die_with(plan.testbed_pid)?;
     plan.cgroups.join()?;
     // The cgroup namespace has the cgroup as its root that its maker is in at that moment, so joining comes first.
@@ -41,15 +53,14 @@ pub fn run(plan: &str) -> Result<u8> {
     sethostname("testbed").context("set the host name")?;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raise the limit of open files")?;
-    let up = Command::new("ip")
-        .env("PATH", engines::PATH)
-        .args(["link", "set", "lo", "up"])
-        .status();
+    let up = engines::program("ip").args(["link", "set", "lo", "up"]).status();
     if !up.context("run ip")?.success() {
         bail!("bring up the loopback interface");
     }
     start_engines()?;
-    command(&plan)
+    let status = command(&plan)?;
+    end_all(&plan)?;
+    Ok(status)
 }
 
 /// Has the kernel kill this process, and with it the whole namespace, when the testbed outside dies.
@@ -98,18 +109,52 @@ fn start_engines() -> Result<()> {
     })
 }
 
+/// Kills everything else in the namespace and waits until it is gone: after that nothing can freeze anything again.
+fn end_all(plan: &Plan) -> Result<()> {
+    match kill(Pid::from_raw(-1), Signal::SIGKILL) {
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(error) => return Err(error).context("kill what the command left"),
+    }
+    plan.cgroups.thaw_inside();
+    let deadline = Instant::now() + END_MAX;
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Err(Errno::ECHILD) => return Ok(()),
+            Err(error) => return Err(error).context("wait for what the command left"),
+            Ok(WaitStatus::StillAlive) if Instant::now() > deadline => {
+                bail!("end what the command left: it lives on {END_MAX:?} after being killed");
+            }
+            Ok(WaitStatus::StillAlive) => wait_for_child()?,
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Until a child has ended, or long enough to look at the clock again.
+fn wait_for_child() -> Result<()> {
+    let mut child = SigSet::empty();
+    child.add(Signal::SIGCHLD);
+    child.thread_block().context("block a signal")?;
+    let signal_fd =
+        SignalFd::with_flags(&child, SfdFlags::SFD_CLOEXEC).context("make a signal descriptor")?;
+    let _ = poll(
+        &mut [PollFd::new(signal_fd.as_fd(), PollFlags::POLLIN)],
+        PollTimeout::from(END_STEP_MS),
+    )?;
+    Ok(())
+}
+
 /// Runs the command and reaps whatever is orphaned meanwhile, as any process 1 must.
 fn command(plan: &Plan) -> Result<u8> {
     let mut words = plan.command.iter().cloned().map(OsString::from_vec);
     let program = words.next().context("find a command")?;
-    let child = Command::new(&program)
+    let child = engines::program(&program)
         .args(words)
         .current_dir(if plan.directory.is_dir() {
             &plan.directory
         } else {
             Path::new("/")
         })
-        .env("PATH", engines::PATH)
         .env("TESTBED_SUITE", &plan.suite)
         .spawn()
         .with_context(|| format!("run {}", Path::new(&program).display()))?;
