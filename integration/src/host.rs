@@ -29,8 +29,11 @@ use crate::stdio::{Output, StreamNames};
 use crate::task_api::{Answer, TaskApi, json_any};
 use crate::workload::{Workload, lay_rootfs};
 
-/// The image that the testbed loads into containerd's namespace `default`.
+/// The image that the testbed makes, and loads into containerd's namespace `default`.
 pub const IMAGE: &str = "localhost/cedana/busybox:latest";
+
+/// Where the testbed keeps it. (`ctr images export` from `default` gives a short archive now and then.)
+const IMAGES: &str = "/usr/share/cedana-testbed/images.tar";
 
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 const KILL: u32 = 9;
@@ -225,25 +228,7 @@ impl Host {
 
     /// Brings the test image into the test's namespace, for `ctr run`.
     pub fn load_image(&self) -> Result<&'static str> {
-        let archive = self.dir().join("image.tar").display().to_string();
-        let address = self.inner.address.display().to_string();
-        let export = [
-            "--address",
-            &address,
-            "--namespace",
-            "default",
-            "images",
-            "export",
-            &archive,
-            IMAGE,
-        ];
-        let _said = engine::run("ctr", &export)?
-            .ok()
-            .context("export the test image")?;
-        let _said = self
-            .ctr(&["images", "import", &archive])?
-            .ok()
-            .context("import the test image")?;
+        let _said = self.ctr(&["images", "import", IMAGES])?.ok().context("import the test image")?;
         Ok(IMAGE)
     }
 
@@ -284,8 +269,10 @@ impl Drop for Host {
 impl Host {
     /// Images first: a namespace that holds anything cannot be removed. Best effort: an empty namespace harms nobody.
     fn forget_namespace(&self) {
-        if self.dir().join("image.tar").exists() {
-            let _said = self.ctr(&["images", "rm", "--sync", IMAGE]);
+        let Ok(names) = self.ctr(&["images", "ls", "--quiet"]).and_then(Said::ok) else { return };
+        if !names.is_empty() {
+            let remove: Vec<&str> = ["images", "rm", "--sync"].into_iter().chain(names.lines()).collect();
+            let _said = self.ctr(&remove);
             let _said = self.ctr(&["namespaces", "rm", self.namespace()]);
         }
     }

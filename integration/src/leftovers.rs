@@ -81,16 +81,11 @@ impl Places {
             .collect()
     }
 
-    /// The shims of the namespace.
+    /// The shims of the namespace, without those that containerd runs for a moment to start or to clean up.
     pub fn shims(&self) -> Vec<i32> {
-        let is_shim = |line: &str| {
-            line.split(' ')
-                .next()
-                .is_some_and(|program| program.contains("containerd-shim-"))
-        };
         self.processes()
             .into_iter()
-            .filter(|(_, line)| is_shim(line))
+            .filter(|(_, line)| is_serving_shim(line))
             .map(|(pid, _)| pid)
             .collect()
     }
@@ -102,7 +97,8 @@ impl Places {
         let words = line
             .split(' ')
             .any(|word| word == self.namespace || word.contains(&format!("/{}/", self.namespace)));
-        (words || cgroup.contains(&self.namespace)).then_some(line)
+        let is_containerd = line.starts_with("containerd ");
+        (!is_containerd && (words || cgroup.contains(&self.namespace))).then_some(line)
     }
 
     /// Cgroups of containers. The directory named as the namespace is their parent: runc makes it and never removes it.
@@ -148,6 +144,14 @@ impl Places {
             let _busy_or_gone = fs::remove_dir(dir);
         }
     }
+}
+
+fn is_serving_shim(line: &str) -> bool {
+    let mut words = line.split(' ');
+    let is_shim = words
+        .next()
+        .is_some_and(|program| program.contains("containerd-shim-"));
+    is_shim && !words.any(|word| word == "start" || word == "delete")
 }
 
 /// Arguments of a process, separated by spaces. `None` for a process that has gone, a zombie or a kernel thread.
@@ -226,6 +230,17 @@ mod tests {
     fn a_mount_table_gives_its_mount_points() {
         let table = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n37 35 0:5 / /proc rw - proc proc rw\n";
         assert_eq!(mount_points(table).collect::<Vec<_>>(), ["/mnt2", "/proc"]);
+    }
+
+    #[test]
+    fn a_shim_serves_unless_it_was_run_for_an_action() {
+        assert!(is_serving_shim(
+            "/usr/bin/containerd-shim-runc-v2 -namespace n -id c -address /run/x.sock"
+        ));
+        assert!(!is_serving_shim(
+            "/usr/bin/containerd-shim-runc-v2 -namespace n -id c -bundle /run/b delete"
+        ));
+        assert!(!is_serving_shim("containerd --config /tmp/c"));
     }
 
     #[test]

@@ -35,8 +35,11 @@ pub struct Fifos {
 }
 
 impl Fifos {
-    /// Makes the fifos in a new directory.
+    /// Makes the fifos in a new directory; whoever has those of an earlier life open keeps them.
     pub fn make(dir: &Path) -> Result<Self> {
+        if dir.exists() {
+            std::fs::remove_dir_all(dir).with_context(|| format!("remove {}", dir.display()))?;
+        }
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
         for name in ["stdin", "stdout", "stderr"] {
             nix::unistd::mkfifo(&dir.join(name), Mode::from_bits_truncate(0o600))

@@ -252,7 +252,6 @@ fn output_of_a_terminal_is_not_lost_when_the_process_exits_at_once() -> Result<(
         container.delete()?;
         assert_eq!(text(&stdout)?.lines().count(), 3000);
         container.remove()?;
-        fs::remove_dir_all(host.dir().join("fifos"))?;
     }
     Ok(())
 }
