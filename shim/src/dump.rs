@@ -56,10 +56,10 @@ pub struct CheckpointOptions {
     pub empty_namespaces: Vec<String>,
     /// What is done about cgroups: soft, full, strict or ignore.
     pub cgroups_mode: String,
-    /// Where CRIU's log and statistics go; none for a directory that is removed after success.
-    pub work_path: Option<PathBuf>,
+    /// Where CRIU's log and statistics go; empty for a directory that is removed after success.
+    pub work_path: String,
     /// An earlier dump on which this one builds, relative to the images; needs a kernel that tracks memory.
-    pub parent_path: Option<PathBuf>,
+    pub parent_path: String,
 }
 
 /// What a dump needs.

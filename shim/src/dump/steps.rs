@@ -38,13 +38,16 @@ const CGROUPS_MODES: [&str; 4] = ["soft", "full", "strict", "ignore"];
 
 impl<'j> Dumping<'j> {
     pub(super) fn new(job: &'j DumpJob) -> Self {
-        let staging = if job.options.parent_path.is_none() {
+        let staging = if job.options.parent_path.is_empty() {
             job.options.image_path.join(STAGING)
         } else {
             // The parent is named relative to the images, and CRIU keeps that name in them.
             job.options.image_path.clone()
         };
-        let work = job.options.work_path.clone().unwrap_or_else(|| job.bundle.join("criu-work"));
+        let work = match job.options.work_path.as_str() {
+            "" => job.bundle.join("criu-work"),
+            path => path.into(),
+        };
         Self {
             job,
             criu: None,
@@ -221,8 +224,8 @@ impl<'j> Dumping<'j> {
                 args.push(flag.as_ref());
             }
         }
-        if let Some(parent) = &job.options.parent_path {
-            args.extend::<[&OsStr; 2]>(["--parent-path".as_ref(), parent.as_ref()]);
+        if !job.options.parent_path.is_empty() {
+            args.extend::<[&OsStr; 2]>(["--parent-path".as_ref(), job.options.parent_path.as_ref()]);
         }
         for namespace in &job.options.empty_namespaces {
             args.extend::<[&OsStr; 2]>(["--empty-ns".as_ref(), namespace.as_ref()]);
@@ -368,7 +371,7 @@ impl<'j> Dumping<'j> {
     }
 
     fn owns_work(&self) -> bool {
-        self.job.options.work_path.is_none()
+        self.job.options.work_path.is_empty()
     }
 }
 
