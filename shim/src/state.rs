@@ -92,7 +92,7 @@ pub fn check(status: Status, act: Act) -> Result<(), Error> {
         // runc refuses an exec in a paused container since 1.1; in a created one it works.
         Act::StartExec => matches!(status, Created | Running),
         Act::Pause => matches!(status, Running),
-        Act::Resume => matches!(status, Paused | Running),
+        Act::Resume => matches!(status, Paused),
         Act::Update => matches!(status, Created | Running | Paused),
         // Most clients pause first.
         Act::Checkpoint => matches!(status, Running | Paused),
@@ -145,7 +145,7 @@ mod tests {
             (Act::Exec, &[Created, Running, Paused]),
             (Act::StartExec, &[Created, Running]),
             (Act::Pause, &[Running]),
-            (Act::Resume, &[Running, Paused]),
+            (Act::Resume, &[Paused]),
             (Act::Update, &[Created, Running, Paused]),
             (Act::Checkpoint, &[Running, Paused]),
             (Act::Kill, &[Created, Running, Pausing, Paused]),
