@@ -89,25 +89,23 @@ impl Spoken {
         writeln!(&self.stdin, "{line}")?;
         self.stdout.wait_for(answer)
     }
+}
 
-    /// Dumps by the Task API to a path, which it returns, and deletes the task that the dump ended.
-    ///
-    /// # Errors
-    /// The dump fails or the task does not end.
-    pub fn dump_with_exit(&self) -> Result<PathBuf> {
-        let images = self.container.scratch("images");
-        let options = msg::CheckpointOptions {
-            exit: true,
-            image_path: images.display().to_string(),
-            ..Default::default()
-        };
-        self.container
-            .api()
-            .checkpoint(self.container.id(), Some(&options))?;
-        let _status = self.container.wait()?;
-        let _status = self.container.delete()?;
-        Ok(images)
-    }
+/// Dumps by the Task API to a path, which it returns, and deletes the task that the dump ended.
+///
+/// # Errors
+/// The dump fails or the task does not end.
+pub fn dump_with_exit(container: &Container) -> Result<PathBuf> {
+    let images = container.scratch("images");
+    let options = msg::CheckpointOptions {
+        exit: true,
+        image_path: images.display().to_string(),
+        ..Default::default()
+    };
+    container.api().checkpoint(container.id(), Some(&options))?;
+    let _status = container.wait()?;
+    let _status = container.delete()?;
+    Ok(images)
 }
 
 /// Fifos under a name that no earlier run of the container used.

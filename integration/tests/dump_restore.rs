@@ -9,7 +9,7 @@ use integration::host::Host;
 use integration::messages as msg;
 use integration::messages::Status;
 use integration::need;
-use integration::spoken::{Spoken, counter, from_path};
+use integration::spoken::{Spoken, counter, dump_with_exit, from_path};
 use integration::stdio::StreamNames;
 use integration::workload::Workload;
 
@@ -133,13 +133,13 @@ fn file_locks_are_held_again() -> Result<()> {
     need!(OurShim, "containerd's own shim restores no locks");
     need!(Criu, "dumps");
     let host = host()?;
-    let mut first = Talker::run(&host, "first", WORKLOAD, &["locks"], &[])?;
-    assert_eq!(first.check()?, 1);
-    first.checkpoint("kept")?;
-    let mut second = Talker::restore(&host, "second", "kept")?;
-    assert_eq!(second.check()?, 2);
-    second.remove()?;
-    first.remove()
+    let mut talker = Talker::run(&host, "c", WORKLOAD, &["locks"], &[])?;
+    assert_eq!(talker.check()?, 1);
+    talker.checkpoint("kept")?;
+    talker.remove()?;
+    let mut talker = Talker::restore(&host, "c", "kept")?;
+    assert_eq!(talker.check()?, 2);
+    talker.remove()
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn image_path_is_what_criu_image_path_restores_from() -> Result<()> {
     let host = Host::new()?;
     let first = Spoken::run(host.container("c", counter())?)?;
     first.says("one", "1 one")?;
-    let images = first.dump_with_exit()?;
+    let images = dump_with_exit(&first.container)?;
     let second = Spoken::restore_from(first.container, &images)?;
     second.says("two", "2 two")
 }
@@ -212,19 +212,17 @@ fn create_of_a_restore_knows_the_pid() -> Result<()> {
     need!(OurShim, "containerd's own shim restores in Start");
     need!(Criu, "dumps");
     let host = Host::new()?;
-    let first = Spoken::run(host.container("c", counter())?)?;
-    let images = first.dump_with_exit()?;
-    let options = from_path(&images);
-    let pid = first
-        .container
-        .create_with(&StreamNames::default(), Some(&options))?;
+    let container = host.run(Workload::forever())?;
+    let images = dump_with_exit(&container)?;
+    let pid = container.create_with(&StreamNames::default(), Some(&from_path(&images)))?;
     ensure!(
         Path::new(&format!("/proc/{pid}/ns/net")).exists(),
         "create says {pid}, which does not live"
     );
-    assert_eq!(first.container.status()?, Status::Created);
-    assert_eq!(first.container.start()?, pid);
-    assert_eq!(first.container.kill_and_delete()?, 137);
+    assert_eq!(container.status()?, Status::Created);
+    assert_eq!(container.start()?, pid);
+    assert_eq!(container.status()?, Status::Running);
+    assert_eq!(container.kill_and_delete()?, 137);
     Ok(())
 }
 
@@ -233,7 +231,7 @@ fn restore_that_is_never_started_goes_away() -> Result<()> {
     need!(Criu, "dumps");
     let host = Host::new()?;
     let first = Spoken::run(host.container("c", counter())?)?;
-    let images = first.dump_with_exit()?;
+    let images = dump_with_exit(&first.container)?;
     let options = from_path(&images);
     let _pid = first
         .container
@@ -251,7 +249,7 @@ fn terminal_comes_back() -> Result<()> {
     let first = Spoken::run(host.container("c", Workload::shell(script).terminal())?)?;
     host.api().resize("c", "", 90, 30)?;
     first.says("one", "1 30 90 /dev/pts/0")?;
-    let images = first.dump_with_exit()?;
+    let images = dump_with_exit(&first.container)?;
     let second = Spoken::restore_from(first.container, &images)?;
     second.says("two", "2 30 90 /dev/pts/0")?;
     host.api().resize("c", "", 100, 40)?;
