@@ -105,6 +105,11 @@ pub struct Runc {
 }
 
 impl Runc {
+    /// Whether this is runc by name. A wrapper or another runtime may mean something by every verb, so it gets every one.
+    pub fn is_plain(&self) -> bool {
+        self.binary.file_name().is_some_and(|name| name == "runc")
+    }
+
     /// Runs one verb to its end.
     ///
     /// # Errors

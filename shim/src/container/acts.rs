@@ -298,7 +298,8 @@ impl Owner {
 
 /// Lets a created init go on: the short way if nothing but that is to be done, else through runc.
 async fn start(facts: &Facts, init: Option<&ExitWatch>) -> Result<()> {
-    if let (false, Some(init)) = (facts.spec.hooks.poststart, init) {
+    let plain = facts.runc.is_plain() && !facts.spec.hooks.poststart;
+    if let (true, Some(init)) = (plain, init) {
         match fast::start(&facts.state_dir(), init).await {
             Ok(Fast::Done) => return Ok(()),
             Ok(Fast::Unsure) => {}
@@ -312,7 +313,7 @@ async fn start(facts: &Facts, init: Option<&ExitWatch>) -> Result<()> {
 /// Removes what the runtime keeps: the short way if nothing but that is to be done, else through runc. `alive` is the
 /// init of a container that was created and never started.
 async fn delete_from_runc(facts: &Facts, alive: Option<ExitWatch>) -> Result<()> {
-    let plain = alive.is_none() && !facts.spec.hooks.poststop && !facts.runc.systemd_cgroup;
+    let plain = facts.runc.is_plain() && alive.is_none() && !facts.spec.hooks.poststop && !facts.runc.systemd_cgroup;
     if plain && matches!(fast::delete(&facts.state_dir()), Ok(Fast::Done)) {
         return Ok(());
     }
