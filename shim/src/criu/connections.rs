@@ -3,15 +3,22 @@
 //! They decide two things: whether CRIU would refuse the dump, which is better said before anything is touched; and
 //! whether packets must be locked out meanwhile, which costs 60 to 70 ms (six execs of iptables) and is pointless
 //! without a connection.
+//!
+//! The kernel's tables are the last place to look: reading one walks a hash that is shared by all namespaces, sized by
+//! the memory of the host and nearly empty (2 ms for 262144 buckets). So the processes are asked first whether they
+//! have sockets at all, then the counters of the namespace.
 
 use std::collections::HashSet;
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// A container on the host's network sees all of its sockets, 150 bytes each; more than this is not read.
 const TABLE_SIZE_MAX: u64 = 32 * 1024 * 1024;
+
+/// The kernel hands out at most a page or so at once, but never less than is asked for.
+const PIECE_SIZE: usize = 64 * 1024;
 
 /// The kernel's `TCP_LISTEN` and `TCP_CLOSE`: all other states are a connection to CRIU.
 const UNCONNECTED: [u8; 2] = [0x0a, 0x07];
@@ -32,35 +39,58 @@ impl fmt::Display for Connection {
     }
 }
 
+/// The tables, and the counters that tell whether anything is in them.
+const TABLES: [(&str, &str, &str); 2] = [("tcp", "sockstat", "TCP:"), ("tcp6", "sockstat6", "TCP6:")];
+
 /// The connections these processes hold; all of them share the network namespace of the first one.
 ///
 /// # Errors
 /// The tables cannot be read: the first process is gone.
 pub fn held(pids: &[i32]) -> io::Result<Vec<Connection>> {
-    let Some(init) = pids.first() else {
+    let sockets: HashSet<u64> = pids.iter().flat_map(|pid| sockets_of(*pid)).collect();
+    let (Some(init), false) = (pids.first(), sockets.is_empty()) else {
         return Ok(Vec::new());
     };
     let mut connections = Vec::new();
-    for table in ["tcp", "tcp6"] {
-        match read(&format!("/proc/{init}/net/{table}")) {
-            Ok(text) => connections.extend(text.lines().skip(1).filter_map(parse)),
-            // A kernel without IPv6 has no table for it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && table == "tcp6" => {}
+    for (table, counters, line) in TABLES {
+        match read(&format!("/proc/{init}/net/{counters}")) {
+            Ok(text) if in_use(&text, line) == Some(0) => continue,
+            Ok(_) => {}
+            // A kernel without IPv6 has neither counters nor a table for it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && table == "tcp6" => continue,
             Err(error) => return Err(error),
         }
+        let text = read(&format!("/proc/{init}/net/{table}"))?;
+        connections.extend(text.lines().skip(1).filter_map(parse));
     }
-    if connections.is_empty() {
-        return Ok(connections);
-    }
-    let sockets: HashSet<u64> = pids.iter().flat_map(|pid| sockets_of(*pid)).collect();
     connections.retain(|connection| sockets.contains(&connection.inode));
     Ok(connections)
 }
 
+/// Reads a table in large pieces: each piece may walk the hash again, and the usual way begins with 32 bytes.
 fn read(path: &str) -> io::Result<String> {
-    let mut text = String::new();
-    let _ = File::open(path)?.take(TABLE_SIZE_MAX).read_to_string(&mut text)?;
-    Ok(text)
+    let mut reader = BufReader::with_capacity(PIECE_SIZE, File::open(path)?.take(TABLE_SIZE_MAX));
+    let mut bytes = Vec::new();
+    loop {
+        let piece = reader.fill_buf()?;
+        if piece.is_empty() {
+            return String::from_utf8(bytes).map_err(io::Error::other);
+        }
+        bytes.extend_from_slice(piece);
+        let length = piece.len();
+        reader.consume(length);
+    }
+}
+
+/// The number of sockets in `TCP: inuse 3 orphan 0 …`.
+fn in_use(counters: &str, line: &str) -> Option<u64> {
+    let rest = counters.lines().find_map(|text| text.strip_prefix(line))?;
+    rest.trim_start()
+        .strip_prefix("inuse ")?
+        .split_ascii_whitespace()
+        .next()?
+        .parse()
+        .ok()
 }
 
 /// The socket inodes a process has open. One that is just gone has none.
@@ -153,6 +183,15 @@ mod tests {
                 "{line}"
             );
         }
+    }
+
+    #[test]
+    fn the_counters_tell_whether_a_table_is_worth_reading() {
+        let text = "sockets: used 9\nTCP: inuse 3 orphan 0 tw 0 alloc 5 mem 0\nUDP: inuse 0 mem 0\n";
+        assert_eq!(in_use(text, "TCP:"), Some(3));
+        assert_eq!(in_use("TCP6: inuse 0\n", "TCP6:"), Some(0));
+        assert_eq!(in_use("TCP: used 3\n", "TCP:"), None);
+        assert_eq!(in_use("", "TCP:"), None);
     }
 
     #[test]
