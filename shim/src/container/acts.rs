@@ -98,7 +98,12 @@ impl Owner {
         }
         self.init.status = Status::Pausing;
         let facts = Arc::clone(&self.facts);
-        let freeze = async move { facts.cgroup()?.freeze(FREEZE_DEADLINE).await.map_err(internal("pause the container")) };
+        let freeze = async move {
+            if !facts.runc.is_plain() {
+                return by_runtime(&facts, "pause").await;
+            }
+            facts.cgroup()?.freeze(FREEZE_DEADLINE).await.map_err(internal("pause the container"))
+        };
         self.exclusively("pause", freeze, |owner, frozen| {
             if owner.init.status == Status::Pausing {
                 owner.init.status = if frozen.is_ok() { Status::Paused } else { Status::Running };
@@ -115,7 +120,12 @@ impl Owner {
             return answer(reply, Err(error));
         }
         let facts = Arc::clone(&self.facts);
-        let thaw = async move { facts.cgroup()?.thaw(FREEZE_DEADLINE).await.map_err(internal("resume the container")) };
+        let thaw = async move {
+            if !facts.runc.is_plain() {
+                return by_runtime(&facts, "resume").await;
+            }
+            facts.cgroup()?.thaw(FREEZE_DEADLINE).await.map_err(internal("resume the container"))
+        };
         self.exclusively("resume", thaw, |owner, thawed| {
             if thawed.is_ok() && owner.init.status == Status::Paused {
                 owner.init.status = Status::Running;
@@ -296,6 +306,13 @@ impl Owner {
     }
 }
 
+/// Has the runtime do what takes nothing but the container's id.
+async fn by_runtime(facts: &Facts, verb: &str) -> Result<()> {
+    let args: [&OsStr; 2] = [verb.as_ref(), facts.id.as_ref()];
+    let failed = format!("OCI runtime {verb} failed");
+    facts.runc.run(&args, Call::default()).await.map_err(internal(&failed))
+}
+
 /// Lets a created init go on: the short way if nothing but that is to be done, else through runc.
 async fn start(facts: &Facts, init: Option<&ExitWatch>) -> Result<()> {
     let plain = facts.runc.is_plain() && !facts.spec.hooks.poststart;
@@ -306,8 +323,7 @@ async fn start(facts: &Facts, init: Option<&ExitWatch>) -> Result<()> {
             Err(error) => return Err(internal("OCI runtime start failed")(error)),
         }
     }
-    let args: [&OsStr; 2] = ["start".as_ref(), facts.id.as_ref()];
-    facts.runc.run(&args, Call::default()).await.map_err(internal("OCI runtime start failed"))
+    by_runtime(facts, "start").await
 }
 
 /// Removes what the runtime keeps: the short way if nothing but that is to be done, else through runc. `alive` is the
