@@ -60,9 +60,12 @@ impl StalledRunc {
 
     /// Waits until it has stopped.
     pub fn wait_until_reached(&self) -> Result<()> {
-        eventually("runc reaches the step", REACHED_DEADLINE, || {
-            self.reached.is_dir()
-        })
+        eventually("runc reaches the step", REACHED_DEADLINE, || self.is_reached())
+    }
+
+    /// Whether it has stopped.
+    pub fn is_reached(&self) -> bool {
+        self.reached.is_dir()
     }
 
     /// The arguments of every call so far, a line for each.

@@ -7,14 +7,18 @@
     reason = "a test acts through calls, and compares only the answers it is about"
 )]
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use integration::container::refused;
 use integration::host::Host;
 use integration::messages::Status;
 use integration::need;
+use integration::stdio::eventually;
 use integration::workload::Workload;
 use tonic::Code;
 
+const SHORT: Duration = Duration::from_secs(10);
 const KILL: u32 = 9;
 const TERM: u32 = 15;
 /// `SIGRTMIN+3`, with which systemd is told to halt.
@@ -157,14 +161,14 @@ fn kill_all_reaches_every_process() -> Result<()> {
     let (container, _stdout) = host.run_until_ready(Workload::shell(script).shared_pids())?;
     container.kill_all(KILL)?;
     assert_eq!(container.wait()?, 137);
-    assert_eq!(
-        container
-            .api()
-            .pids("c")
-            .map(|pids| pids.len())
-            .unwrap_or_default(),
-        0
-    );
+    let sleepers = || {
+        host.places()
+            .processes()
+            .into_iter()
+            .filter(|(_, line)| line.starts_with("sleep"))
+            .count()
+    };
+    eventually("every process is gone", SHORT, || sleepers() == 0)?;
     container.delete()?;
     host.assert_clean()
 }
@@ -298,26 +302,27 @@ fn wrong_calls() -> Result<Vec<(&'static str, Code)>> {
     let container = host.container("c", Workload::forever())?;
     let api = container.api();
     let mut codes = Vec::new();
+    let mut note = |call, code: Result<Code>| code.map(|code| codes.push((call, code))).context(call);
     container.create()?;
-    codes.push(("pause created", refused(api.pause("c"))?));
-    codes.push(("resume created", refused(api.resume("c"))?));
+    note("pause created", refused(api.pause("c")))?;
+    note("resume created", refused(api.resume("c")))?;
     assert_eq!(container.status()?, Status::Created);
     container.start()?;
-    codes.push(("start running", refused(container.start())?));
-    codes.push(("delete running", refused(container.delete())?));
-    codes.push(("resume running", refused(api.resume("c"))?));
+    note("start running", refused(container.start()))?;
+    note("delete running", refused(container.delete()))?;
+    note("resume running", refused(api.resume("c")))?;
     assert_eq!(container.status()?, Status::Running);
     api.pause("c")?;
-    codes.push(("pause paused", refused(api.pause("c"))?));
-    codes.push(("delete paused", refused(container.delete())?));
-    codes.push(("start paused", refused(container.start())?));
+    note("pause paused", refused(api.pause("c")))?;
+    note("delete paused", refused(container.delete()))?;
+    note("start paused", refused(container.start()))?;
     assert_eq!(container.status()?, Status::Paused);
     api.resume("c")?;
     container.kill(KILL)?;
     container.wait()?;
-    codes.push(("start stopped", refused(container.start())?));
-    codes.push(("pause stopped", refused(api.pause("c"))?));
-    codes.push(("resume stopped", refused(api.resume("c"))?));
+    note("start stopped", refused(container.start()))?;
+    note("pause stopped", refused(api.pause("c")))?;
+    note("resume stopped", refused(api.resume("c")))?;
     assert_eq!(container.status()?, Status::Stopped);
     container.delete()?;
     Ok(codes)

@@ -6,9 +6,10 @@
     reason = "a test acts through calls, and compares only the answers it is about"
 )]
 
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use integration::container::{Container, refused};
 use integration::host::Host;
 use integration::messages::{RuncOptions, Status};
@@ -119,9 +120,7 @@ fn the_shim_dies_while_somebody_waits() -> Result<()> {
     // Whether it gets a status or an error depends on who is first; it must get something.
     let waiter = std::thread::spawn(move || waiting.wait().map_err(|refusal| refusal.code()));
     kill_shims(&host)?;
-    let told = waiter
-        .join()
-        .map_err(|_| anyhow::anyhow!("the waiter panicked"))?;
+    let told = join(waiter)?;
     ensure!(told != Err(Code::DeadlineExceeded), "the waiter was never told");
     check_books(&host, &container)
 }
@@ -136,12 +135,75 @@ fn kill_shim_at(verb: &str, moment: Moment) -> Result<()> {
         // What the client is told is not of interest here: the shim is killed under its hands.
         std::thread::spawn(move || live(&container, &verb).is_ok())
     };
-    runc.wait_until_reached()?;
-    kill_shims(&host)?;
-    client
-        .join()
-        .map_err(|_| anyhow::anyhow!("the client panicked"))?;
+    eventually("runc reaches the step, or the life is over", SHORT, || {
+        runc.is_reached() || client.is_finished()
+    })?;
+    // A shim may do a step without runc; `kill_shim_while` is for those.
+    if runc.is_reached() {
+        kill_shims(&host)?;
+    }
+    let _told = join(client)?;
     check_books(&host, &container).with_context(|| format!("{moment:?} runc {verb}"))
+}
+
+/// Kills the shim some time after `call` was sent to a container that `prepare` has taken to the state for it.
+fn kill_shim_while(prepare: fn(&Container) -> Result<()>, call: fn(&Container) -> Result<()>) -> Result<()> {
+    for delay_ms in [0, 1, 2, 4, 8, 16] {
+        let host = Host::new()?.forgiving_sockets();
+        let container = host.container("c", Workload::forever())?;
+        prepare(&container)?;
+        let shims = host.places().shims();
+        let client = {
+            let container = container.clone();
+            // Answered or not: both are right, depending on who was first.
+            std::thread::spawn(move || call(&container).is_ok())
+        };
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        for shim in shims {
+            let _gone_already = sigkill(shim);
+        }
+        let _told = join(client)?;
+        check_books(&host, &container).with_context(|| format!("{delay_ms} ms after the call"))?;
+    }
+    Ok(())
+}
+
+fn join<T>(thread: JoinHandle<T>) -> Result<T> {
+    thread
+        .join()
+        .map_err(|_| anyhow!("a thread of the test panicked"))
+}
+
+fn run(container: &Container) -> Result<()> {
+    container.create()?;
+    Ok(container.start().map(drop)?)
+}
+
+#[test]
+fn the_shim_dies_around_start() -> Result<()> {
+    kill_shim_while(|it| Ok(it.create().map(drop)?), |it| Ok(it.start().map(drop)?))
+}
+
+#[test]
+fn the_shim_dies_around_exec() -> Result<()> {
+    kill_shim_while(run, |it| {
+        Ok(it.add_exec("e1", "sleep 3600")?.start().map(drop)?)
+    })
+}
+
+#[test]
+fn the_shim_dies_around_pause_and_resume() -> Result<()> {
+    kill_shim_while(run, |it| Ok(it.api().pause("c")?))?;
+    let run_and_pause = |it: &Container| {
+        run(it)?;
+        Ok(it.api().pause("c")?)
+    };
+    kill_shim_while(run_and_pause, |it| Ok(it.api().resume("c")?))
+}
+
+#[test]
+fn the_shim_dies_around_kill_and_delete() -> Result<()> {
+    kill_shim_while(run, |it| Ok(it.kill_and_delete().map(drop)?))
 }
 
 /// A whole life in which every step occurs, up to the one that the test is about.
@@ -301,12 +363,7 @@ fn containerd_dies_during_create() -> Result<()> {
     };
     runc.wait_until_reached()?;
     host.daemon()?.kill()?;
-    assert!(
-        client
-            .join()
-            .map_err(|_| anyhow::anyhow!("the client panicked"))?,
-        "create cannot succeed"
-    );
+    assert!(join(client)?, "create cannot succeed");
     kill_shims(&host)?;
     host.daemon()?.restart()?;
     check_books(&host, &container)
