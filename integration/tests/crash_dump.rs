@@ -1,0 +1,307 @@
+//! What takes part in a dump or a restore is killed in the middle of it: the application goes on or is gone as a whole,
+//! the books are true, and the next try works.
+//!
+//! The middle is made to last: CRIU is stopped as soon as it holds the container's init.
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use integration::attached::Attached;
+use integration::by_ctr::Talker;
+use integration::host::Host;
+use integration::leftovers::command_line;
+use integration::messages::Status;
+use integration::need;
+use integration::spoken::{Spoken, counter, dump_with_exit, from_path};
+use integration::stdio::{StreamNames, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
+/// Long enough to be met in the middle: CRIU holds the init for some 50 ms for this much.
+const MEMORY_MIB: &str = "64";
+/// How long CRIU may take to get hold of a process; it needs 50 ms.
+const CRIU_DEADLINE: Duration = Duration::from_secs(20);
+
+fn host() -> Result<Host> {
+    let host = Host::new()?;
+    let _image = host.load_image()?;
+    Ok(host)
+}
+
+/// A dump that stands still in its middle.
+struct Standing {
+    client: Attached,
+    criu: Pid,
+}
+
+impl Standing {
+    /// Starts a dump of container `c` and stops CRIU once it holds the init.
+    fn begin(host: &Host, init: u32) -> Result<Self> {
+        let images = host.dir().join("images").display().to_string();
+        let args = host.ctr_args(&["tasks", "checkpoint", "--image-path", &images, "c"]);
+        let client = Attached::start(Command::new("ctr").args(args))?;
+        let criu = poll("CRIU to hold the init", || tracer(init))?;
+        kill(criu, Signal::SIGSTOP).context("stop CRIU")?;
+        Ok(Self { client, criu })
+    }
+
+    /// Waits for the client, which must fail; returns what it said.
+    fn fails(mut self) -> Result<String> {
+        let status = self.client.wait()?;
+        let said = self.client.stderr();
+        ensure!(!status.success(), "the dump succeeded");
+        Ok(said)
+    }
+}
+
+/// Looks again and again, every millisecond, because the moment looked for is short.
+fn poll<T>(what: &str, look: impl Fn() -> Option<T>) -> Result<T> {
+    let end = Instant::now() + CRIU_DEADLINE;
+    loop {
+        if let Some(found) = look() {
+            return Ok(found);
+        }
+        if Instant::now() > end {
+            bail!("waited {CRIU_DEADLINE:?} for {what}");
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn tracer(pid: u32) -> Option<Pid> {
+    field(pid.try_into().ok()?, "TracerPid:")
+        .filter(|tracer| *tracer != 0)
+        .map(Pid::from_raw)
+}
+
+fn field(pid: i32, name: &str) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(name))?
+        .trim()
+        .parse()
+        .ok()
+}
+
+fn pids() -> Vec<i32> {
+    let entries = fs::read_dir("/proc")
+        .map(|entries| entries.flatten().collect::<Vec<_>>())
+        .unwrap_or_default();
+    entries
+        .iter()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// The runc that does `verb` for the test's containers.
+fn runc(host: &Host, verb: &str) -> Option<Pid> {
+    let does = |line: &str| {
+        line.contains("runc ") && line.contains(host.namespace()) && line.contains(&format!(" {verb} "))
+    };
+    pids()
+        .into_iter()
+        .find(|pid| command_line(*pid).is_some_and(|line| does(&line)))
+        .map(Pid::from_raw)
+}
+
+/// The CRIU that restores for this runc. There was one before it, which only said its version; CRIU writes into its
+/// command line what it was asked for.
+fn restoring(runc: Pid) -> Option<Pid> {
+    let restores = |pid: &i32| command_line(*pid).is_some_and(|line| line.starts_with("criu: restore"));
+    let mut children = pids().into_iter().filter(|pid| field(*pid, "PPid:") == Some(runc.as_raw()));
+    children.find(restores).map(Pid::from_raw)
+}
+
+/// The container goes on, and a dump of it works.
+fn check_unharmed(host: &Host, talker: &mut Talker) -> Result<()> {
+    assert_eq!(talker.status()?, Status::Running);
+    let before = talker.check()?;
+    talker.checkpoint("after")?;
+    assert_eq!(talker.check()?, before + 1);
+    ensure!(
+        talker.pid().is_ok_and(|pid| tracer(pid).is_none()),
+        "somebody still holds the init of {}",
+        host.namespace()
+    );
+    Ok(())
+}
+
+#[test]
+fn criu_killed_in_a_dump_leaves_the_application_running() -> Result<()> {
+    need!(Criu, "dumps");
+    let host = host()?;
+    let mut talker = Talker::run(&host, "c", WORKLOAD, &["memory", MEMORY_MIB], &[])?;
+    let dump = Standing::begin(&host, talker.pid()?)?;
+    kill(dump.criu, Signal::SIGKILL)?;
+    let said = dump.fails()?;
+    if need::met(
+        "message",
+        need::Need::OurShim,
+        "containerd's own shim repeats runc",
+    )? {
+        ensure!(said.contains("crashed or was killed"), "{said}");
+    }
+    check_unharmed(&host, &mut talker)?;
+    talker.remove()
+}
+
+#[test]
+fn runc_killed_in_a_dump_leaves_the_application_running() -> Result<()> {
+    need!(
+        OurShim,
+        "containerd's own shim leaves CRIU behind, which holds the container"
+    );
+    need!(Criu, "dumps");
+    let host = host()?;
+    let mut talker = Talker::run(&host, "c", WORKLOAD, &["memory", MEMORY_MIB], &[])?;
+    let dump = Standing::begin(&host, talker.pid()?)?;
+    kill(
+        runc(&host, "checkpoint").context("find runc checkpoint")?,
+        Signal::SIGKILL,
+    )?;
+    let _said = dump.fails()?;
+    check_unharmed(&host, &mut talker)?;
+    talker.remove()
+}
+
+#[test]
+fn shim_killed_in_a_dump_leaves_nothing() -> Result<()> {
+    need!(
+        OurShim,
+        "containerd's own shim leaves CRIU behind, which holds the container"
+    );
+    need!(Criu, "dumps");
+    let host = host()?;
+    let mut talker = Talker::run(&host, "c", WORKLOAD, &["memory", MEMORY_MIB], &[])?;
+    let init = talker.pid()?;
+    let dump = Standing::begin(&host, init)?;
+    let shim = host.known("c", counter()).shim_pid()?;
+    kill(Pid::from_raw(shim), Signal::SIGKILL)?;
+    let _said = dump.fails()?;
+    eventually("the task to be gone", CRIU_DEADLINE, || {
+        host.api().get("c", "").is_err()
+    })?;
+    talker.gone()?;
+    host.assert_clean()?;
+    let mut next = Talker::run(&host, "c", WORKLOAD, &["memory", "1"], &[])?;
+    assert_eq!(next.check()?, 1);
+    next.remove()
+}
+
+#[test]
+fn init_killed_in_a_dump_is_an_exit_like_any_other() -> Result<()> {
+    need!(Criu, "dumps");
+    let host = host()?;
+    let events = host.events()?;
+    let mut talker = Talker::run(&host, "c", WORKLOAD, &["memory", MEMORY_MIB], &[])?;
+    let init = talker.pid()?;
+    let dump = Standing::begin(&host, init)?;
+    kill(Pid::from_raw(init.try_into()?), Signal::SIGKILL)?;
+    kill(dump.criu, Signal::SIGCONT)?;
+    let _said = dump.fails()?;
+    let exit = events.find("c", |event| event.kind == "exit")?;
+    assert_eq!(exit.status, Some(137));
+    talker.gone()
+}
+
+#[test]
+fn state_answers_while_a_dump_is_under_way() -> Result<()> {
+    need!(OurShim, "containerd's own shim answers after the dump");
+    need!(Criu, "dumps");
+    let host = host()?;
+    let mut talker = Talker::run(&host, "c", WORKLOAD, &["memory", MEMORY_MIB], &[])?;
+    let mut dump = Standing::begin(&host, talker.pid()?)?;
+    // The client paused the container before it asked for the dump.
+    assert_eq!(talker.status()?, Status::Paused);
+    kill(dump.criu, Signal::SIGCONT)?;
+    ensure!(
+        dump.client.wait()?.success(),
+        "the dump failed: {}",
+        dump.client.stderr()
+    );
+    assert_eq!(talker.status()?, Status::Running);
+    check_unharmed(&host, &mut talker)?;
+    talker.remove()
+}
+
+#[test]
+fn containerd_killed_in_a_dump_finds_the_container_running() -> Result<()> {
+    need!(Criu, "dumps");
+    let mut host = Host::with_own_containerd()?;
+    let spoken = Spoken::run(host.container("c", counter())?)?;
+    spoken.says("one", "1 one")?;
+    let init = spoken.container.state()?.pid;
+    let dump = Standing::begin(&host, init)?;
+    host.daemon()?.kill()?;
+    kill(dump.criu, Signal::SIGCONT)?;
+    let _said = dump.fails()?;
+    poll("CRIU to let go", || tracer(init).is_none().then_some(()))?;
+    host.daemon()?.restart()?;
+    eventually("the container to be known", CRIU_DEADLINE, || {
+        spoken.container.status().is_ok()
+    })?;
+    if spoken.container.status()? == Status::Paused {
+        // The client paused it, and was cut off before it could resume it.
+        spoken.container.api().resume("c")?;
+    }
+    spoken.says("two", "2 two")?;
+    let _images = dump_with_exit(&spoken.container)?;
+    Ok(())
+}
+
+/// A restore of container `c` from `images` whose CRIU or runc is killed in the middle.
+fn killed_restore(victim: &str) -> Result<()> {
+    let host = Host::new()?;
+    let first = Spoken::run(host.container("c", counter())?)?;
+    first.says("one", "1 one")?;
+    let images = dump_with_exit(&first.container)?;
+    let container = first.container.clone();
+    let options = from_path(&images);
+    let restore = std::thread::spawn(move || {
+        let created = container.create_with(&StreamNames::default(), Some(&options));
+        created.and_then(|_pid| container.start())
+    });
+    let runc = poll("runc to restore", || runc(&host, "restore"))?;
+    let criu = poll("CRIU to restore", || restoring(runc))?;
+    kill(criu, Signal::SIGSTOP)?;
+    match victim {
+        "criu" => kill(criu, Signal::SIGKILL)?,
+        "runc" => kill(runc, Signal::SIGKILL)?,
+        _ => kill(Pid::from_raw(first.container.shim_pid()?), Signal::SIGKILL)?,
+    }
+    let restored = restore
+        .join()
+        .map_err(|_| anyhow::anyhow!("the restoring thread panicked"))?;
+    ensure!(restored.is_err(), "the restore succeeded");
+    eventually("the task to be gone", CRIU_DEADLINE, || {
+        host.api().get("c", "").is_err()
+    })?;
+    host.assert_clean()?;
+    let again = Spoken::restore_from(first.container, &images)?;
+    again.says("two", "2 two")
+}
+
+#[test]
+fn criu_killed_in_a_restore_leaves_nothing_and_the_next_works() -> Result<()> {
+    need!(OurShim, "containerd's own shim leaves a created task");
+    need!(Criu, "dumps");
+    killed_restore("criu")
+}
+
+#[test]
+fn runc_killed_in_a_restore_leaves_nothing_and_the_next_works() -> Result<()> {
+    need!(OurShim, "containerd's own shim leaves a created task");
+    need!(Criu, "dumps");
+    killed_restore("runc")
+}
+
+#[test]
+fn shim_killed_in_a_restore_leaves_nothing_and_the_next_works() -> Result<()> {
+    need!(OurShim, "containerd's own shim leaves CRIU behind");
+    need!(Criu, "dumps");
+    killed_restore("shim")
+}
