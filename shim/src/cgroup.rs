@@ -162,14 +162,15 @@ impl Cgroup {
         }
     }
 
-    /// Refuses when the shim is in the subtree of any of the directories.
-    fn check_not_shared(&self) -> Result<(), CgroupError> {
+    /// Refuses when the shim is in the subtree of a directory.
+    fn check_not_shared(&self, dir: &Path) -> Result<(), CgroupError> {
         let own = paths::of_process("self")?;
-        for dir in own.dirs() {
-            if let Some(shared) = self.dirs().into_iter().find(|ours| dir.starts_with(ours)) {
-                return Err(CgroupError::Shared(shared.to_owned()));
-            }
+        if own.dirs().iter().any(|own| own.starts_with(dir)) {
+            return Err(CgroupError::Shared(dir.to_owned()));
         }
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,7 +26,9 @@ impl Cgroup {
     /// Freezes every task of the subtree and returns when they stand. When it cannot within `limit`, or fails,
     /// the cgroup is thawed again and the error returned.
     pub async fn freeze(&self, limit: Duration) -> Result<(), CgroupError> {
-        self.check_not_shared()?;
+        if let Some(dir) = self.dir("freezer") {
+            self.check_not_shared(dir)?;
+        }
         let frozen = match timeout(limit, self.set_frozen(true)).await {
             Ok(result) => result,
             Err(_) => Err(self.too_slow("freeze", limit)),
@@ -60,7 +62,7 @@ impl Cgroup {
         }
     }
 
-    async fn set_frozen(&self, frozen: bool) -> Result<(), CgroupError> {
+    pub(super) async fn set_frozen(&self, frozen: bool) -> Result<(), CgroupError> {
         match &self.tree {
             Tree::V2(dir) => {
                 files::write(&dir.join("cgroup.freeze"), if frozen { "1" } else { "0" })?;

@@ -4,7 +4,6 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::unistd::read;
@@ -35,7 +34,7 @@ enum Source {
 }
 
 impl Cgroup {
-    /// Starts to watch. Kills before this call are not reported on cgroup v1, and on v2 only by the next change.
+    /// Starts to watch. On cgroup v2 a kill before this call is told as well, by the first answer; on v1 it is not.
     pub fn oom_watch(&self) -> Result<OomWatch, CgroupError> {
         let source = match &self.tree {
             Tree::V2(dir) => watch_v2(dir)?,
@@ -43,6 +42,7 @@ impl Cgroup {
                 let dir = self.dir("memory").ok_or_else(|| {
                     CgroupError::Unsupported("the memory hierarchy is not mounted".to_owned())
                 })?;
+                self.check_not_shared(dir)?;
                 watch_v1(dir)?
             }
         };
@@ -57,6 +57,15 @@ impl OomWatch {
         match &mut self.source {
             Source::V2 { inotify, dir, killed } => next_v2(inotify, dir, killed).await,
             Source::V1 { event, dir } => next_v1(event, dir).await,
+        }
+    }
+
+    /// Whether there was an out-of-memory that [`Self::next`] has not told yet; it is told by this. For the moment
+    /// when the container's init has exited and its cgroup is about to be removed: what is asked then is not lost.
+    pub fn is_pending(&mut self) -> bool {
+        match &mut self.source {
+            Source::V2 { dir, killed, .. } => has_new_kill(dir, killed).unwrap_or(false),
+            Source::V1 { event, dir } => has_count(event) && is_there(dir),
         }
     }
 }
@@ -83,10 +92,7 @@ fn watch_v2(dir: &Path) -> Result<Source, CgroupError> {
 
 async fn next_v2(inotify: &AsyncFd<OwnedFd>, dir: &Path, killed: &mut u64) -> Option<()> {
     loop {
-        let text = files::read_optional(&dir.join("memory.events"))?;
-        let now = files::keyed(&text, "oom_kill").unwrap_or(0);
-        if now > *killed {
-            *killed = now;
+        if has_new_kill(dir, killed)? {
             return Some(());
         }
         let state = files::read_optional(&dir.join("cgroup.events"))?;
@@ -99,6 +105,13 @@ async fn next_v2(inotify: &AsyncFd<OwnedFd>, dir: &Path, killed: &mut u64) -> Op
         while read(inotify.get_ref(), &mut events).is_ok_and(|length| length > 0) {}
         ready.clear_ready();
     }
+}
+
+/// Whether the count of kills has grown. None when the cgroup is gone.
+fn has_new_kill(dir: &Path, killed: &mut u64) -> Option<bool> {
+    let text = files::read_optional(&dir.join("memory.events"))?;
+    let before = std::mem::replace(killed, files::keyed(&text, "oom_kill").unwrap_or(*killed));
+    Some(*killed > before)
 }
 
 fn watch_v1(dir: &Path) -> Result<Source, CgroupError> {
@@ -119,12 +132,19 @@ fn watch_v1(dir: &Path) -> Result<Source, CgroupError> {
 async fn next_v1(event: &AsyncFd<OwnedFd>, dir: &Path) -> Option<()> {
     loop {
         let mut ready = event.readable().await.ok()?;
-        match read(event.get_ref(), &mut [0; size_of::<u64>()]) {
-            // Removal of the cgroup signals as well; then its files are gone.
-            Ok(_) if dir.join("cgroup.event_control").exists() => return Some(()),
-            Ok(_) => return None,
-            Err(Errno::EAGAIN) => ready.clear_ready(),
-            Err(_) => return None,
+        if has_count(event) {
+            return is_there(dir).then_some(());
         }
+        ready.clear_ready();
     }
+}
+
+/// Takes the notifications there are.
+fn has_count(event: &AsyncFd<OwnedFd>) -> bool {
+    read(event.get_ref(), &mut [0; size_of::<u64>()]).is_ok()
+}
+
+/// Removal of the cgroup notifies as well; then its files are gone.
+fn is_there(dir: &Path) -> bool {
+    dir.join("cgroup.event_control").exists()
 }
