@@ -7,13 +7,14 @@ use std::fs::{self, File, OpenOptions};
 use std::future::Future;
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::sys::stat::Mode;
 use shim::reap::{Child, Reaper};
@@ -98,17 +99,21 @@ impl Client {
 
     /// Opens a fifo for reading, as clients do: before they ask for the task, and without waiting.
     fn reader(&self, name: &str) -> File {
-        let path = self.path(name);
-        let flags = nix::libc::O_NONBLOCK;
-        let file = std::os::unix::fs::OpenOptionsExt::custom_flags(OpenOptions::new().read(true), flags)
-            .open(path)
-            .unwrap();
-        let _ = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).unwrap();
-        file
+        self.open(name, OpenOptions::new().read(true))
     }
 
+    /// Opens a fifo for writing; fails unless the shim has it open.
     fn writer(&self, name: &str) -> File {
-        OpenOptions::new().write(true).open(self.path(name)).unwrap()
+        self.open(name, OpenOptions::new().write(true))
+    }
+
+    fn open(&self, name: &str, options: &mut OpenOptions) -> File {
+        let file = options
+            .custom_flags(nix::libc::O_NONBLOCK)
+            .open(self.path(name))
+            .unwrap();
+        let _ = fcntl(&file, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+        file
     }
 }
 
@@ -360,6 +365,20 @@ async fn large_output_arrives_whole_and_fast() {
         "{:?}",
         before.elapsed()
     );
+}
+
+#[tokio::test]
+async fn bulk_output_keeps_its_order() {
+    let client = Client::new();
+    let out = client.reader("stdout");
+    let (child, streams) = client.run("exec seq 1 2000000").await;
+    let drain = async {
+        let _ = child.exit.wait().await;
+        assert!(streams.drained(LIMIT).await);
+    };
+    let (text, ()) = within(async { tokio::join!(rest_of(out), drain) }).await;
+    let expected = (1..=2_000_000).fold(String::new(), |text, number| text + &number.to_string() + "\n");
+    assert!(text == expected, "{} bytes of {}", text.len(), expected.len());
 }
 
 #[tokio::test]
@@ -632,8 +651,8 @@ async fn what_is_typed_arrives_although_nobody_takes_the_output() {
     let slave = send_terminal(&prepared);
     let streams = prepared.attach(LIMIT).await.unwrap();
     let mut printing = slave.try_clone().unwrap();
-    let flags = nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK);
-    let _ = nix::fcntl::fcntl(&printing, flags).unwrap();
+    let flags = FcntlArg::F_SETFL(OFlag::O_NONBLOCK);
+    let _ = fcntl(&printing, flags).unwrap();
     let full = async {
         let mut refusals = 0;
         // A terminal takes more once its other side has been read, so only a row of refusals means that all is full.
@@ -643,7 +662,7 @@ async fn what_is_typed_arrives_although_nobody_takes_the_output() {
         }
     };
     within(full).await;
-    let _ = nix::fcntl::fcntl(&slave, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).unwrap();
+    let _ = fcntl(&slave, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
     client.writer("stdin").write_all(b"interrupt\n").unwrap();
     let (line, _slave) = read_line(slave).await;
     assert_eq!(line, "interrupt");

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 
 use tokio::io::Interest;
@@ -14,8 +14,14 @@ use super::output::Output;
 /// there is something to move, so idle streams cost nothing.
 const BUFFER_BYTES: usize = 32 * 1024;
 
+/// What a pipe holds: the most that can be moved at once.
+const PIPE_BYTES: usize = 64 * 1024;
+
 /// Reads before others get their turn on the one thread: a container that only prints must not make the service wait.
 const BURST_READS: usize = 16;
+
+/// Moves after a read that filled the buffer; with [`BURST_READS`] of these a turn is over after 5 MB, about 2 ms.
+const BULK_MOVES: usize = 4;
 
 /// Whether more is to come.
 #[derive(PartialEq, Eq)]
@@ -55,7 +61,13 @@ async fn output_burst(source: &AsyncFd<OwnedFd>, output: &mut Output) -> Burst {
     for _ in 0..BURST_READS {
         match read(source, &mut buffer) {
             Ok([]) => return Burst::Ended,
-            Ok(data) => output.write(data).await,
+            Ok(data) => {
+                let plenty = data.len() == BUFFER_BYTES;
+                output.write(data).await;
+                if plenty {
+                    move_bulk(source, output);
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // EIO: nobody has the terminal open any more. That is how a terminal's output ends.
@@ -63,6 +75,18 @@ async fn output_burst(source: &AsyncFd<OwnedFd>, output: &mut Output) -> Burst {
         }
     }
     Burst::MayGoOn
+}
+
+/// Moves pages instead of copying them, which halves the processor time of bulk output.
+///
+/// Not for lines: moved as they are, each would take one of a fifo's 16 places, and a fifo that nobody reads would be full
+/// after so many.
+fn move_bulk(source: &AsyncFd<OwnedFd>, output: &Output) {
+    for _ in 0..BULK_MOVES {
+        if output.splice(source.as_fd(), PIPE_BYTES) < BUFFER_BYTES {
+            return;
+        }
+    }
 }
 
 /// Copies a client's input to a pipe or a terminal, until no client and no holder has the fifo open, or nobody can read

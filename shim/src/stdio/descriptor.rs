@@ -1,7 +1,8 @@
-//! What has no safe interface about descriptors: polling one, owning a received one, setting a terminal's size.
+//! What has no safe interface about descriptors: polling one, moving bytes between two, owning a received one, setting a
+//! terminal's size.
 #![expect(
     unsafe_code,
-    reason = "tokio wants a promise about as_raw_fd, nix returns received descriptors as numbers and has unsafe ioctls"
+    reason = "tokio wants a promise, nix returns received descriptors as numbers, and neither has splice or ioctl"
 )]
 
 use std::io::{self, IoSliceMut};
@@ -22,6 +23,18 @@ const TEXT_BYTES: usize = 4096;
 pub(super) fn poll(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` owns its descriptor, and names the same open one for as long as it lives.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
+/// Moves up to `length` bytes from one non-blocking pipe to another without copying them.
+///
+/// # Errors
+/// `WouldBlock` if there is nothing to move or no room for it; `InvalidInput` if neither is a pipe.
+pub(super) fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, length: usize) -> io::Result<usize> {
+    let no_offset = std::ptr::null_mut();
+    let (from, to) = (from.as_raw_fd(), to.as_raw_fd());
+    // SAFETY: both descriptors are open for as long as they are borrowed, and no memory is passed.
+    let moved = unsafe { libc::splice(from, no_offset, to, no_offset, length, libc::SPLICE_F_NONBLOCK) };
+    usize::try_from(moved).map_err(|_| io::Error::last_os_error())
 }
 
 /// Receives one descriptor, close-on-exec; further ones in the same message are closed.

@@ -148,6 +148,15 @@ impl Output {
         }
     }
 
+    /// Moves up to `length` bytes on without copying them; 0 if that is not possible now, or not here at all.
+    pub fn splice(&self, source: BorrowedFd<'_>, length: usize) -> usize {
+        match &self.to {
+            // A failure is not lost: the next write meets it again.
+            To::Pipe { end, .. } => descriptor::splice(source, end.as_fd(), length).unwrap_or(0),
+            To::Nowhere | To::File(_) => 0,
+        }
+    }
+
     /// Ends the stream. Waits a moment if there is output in a fifo that nobody has ever opened for reading, since that
     /// would be lost with the last of our ends.
     pub async fn finish(self) {
