@@ -175,11 +175,6 @@ pub(super) fn enable_controllers(dir: &Path) -> Result<(), CgroupError> {
         return Ok(());
     };
     let available = files::read(&root.point.join("cgroup.controllers"))?;
-    let value = available
-        .split_whitespace()
-        .map(|name| format!("+{name}"))
-        .collect::<Vec<_>>()
-        .join(" ");
     let mut ancestors: Vec<&Path> = dir
         .ancestors()
         .skip(1)
@@ -188,7 +183,35 @@ pub(super) fn enable_controllers(dir: &Path) -> Result<(), CgroupError> {
     ancestors.reverse();
     let mut result = Ok(());
     for ancestor in ancestors {
-        if let Err(error) = files::write(&ancestor.join("cgroup.subtree_control"), &value) {
+        let path = ancestor.join("cgroup.subtree_control");
+        // Usually all are there, and a write would wait for the lock of all cgroups for nothing.
+        let missing = files::read(&path).map(|enabled| to_enable(&available, &enabled));
+        if let Err(error) = missing.and_then(|missing| enable(&path, &missing)) {
+            result = Err(error);
+        }
+    }
+    result
+}
+
+/// What to write so that all available controllers are enabled.
+fn to_enable(available: &str, enabled: &str) -> Vec<String> {
+    let is_missing = |name: &&str| !enabled.split_whitespace().any(|other| other == *name);
+    available
+        .split_whitespace()
+        .filter(is_missing)
+        .map(|name| format!("+{name}"))
+        .collect()
+}
+
+/// All in one write; one by one when that is refused, because a single controller that cannot be enabled (cpu, with
+/// realtime processes about) takes the others with it.
+fn enable(path: &Path, controllers: &[String]) -> Result<(), CgroupError> {
+    if controllers.is_empty() || files::write(path, &controllers.join(" ")).is_ok() {
+        return Ok(());
+    }
+    let mut result = Ok(());
+    for controller in controllers {
+        if let Err(error) = files::write(path, controller) {
             result = Err(error);
         }
     }
@@ -267,6 +290,18 @@ mod tests {
             "0::/x\n",
             Some(&["/mnt/cg/x"]),
         );
+    }
+
+    #[test]
+    fn only_controllers_that_are_missing_are_enabled() {
+        for (available, enabled, missing) in [
+            ("cpuset cpu io\n", "cpu\n", vec!["+cpuset", "+io"]),
+            ("cpu\n", "cpu\n", vec![]),
+            ("cpu\n", "\n", vec!["+cpu"]),
+            ("\n", "cpuset\n", vec![]),
+        ] {
+            assert_eq!(to_enable(available, enabled), missing, "{available}{enabled}");
+        }
     }
 
     #[test]

@@ -133,6 +133,8 @@ fn check_freeze_and_thaw(scratch: Option<Scratch>) {
     let mut sorted = pids.to_vec();
     sorted.sort_unstable();
     assert_eq!(cgroup.procs(), sorted);
+    assert!(!cgroup.stats().unwrap().value.is_empty());
+    cgroup.enable_controllers().unwrap();
     run(async {
         for _ in 0..20 {
             cgroup.freeze(LIMIT).await.unwrap();
