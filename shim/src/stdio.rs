@@ -65,7 +65,7 @@ pub struct Context<'a> {
     pub namespace: &'a str,
     /// The container's id, or the exec's; a logging binary is told.
     pub id: &'a str,
-    /// A directory of ours with a short path, where the console socket may live.
+    /// A directory of ours where the console socket may live.
     pub socket_dir: &'a Path,
     /// Owner of the container's pipes on the host (IoUid, IoGid), where it is not root: without it a process in a user
     /// namespace could not open its own /dev/stdout.

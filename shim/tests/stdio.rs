@@ -77,14 +77,14 @@ impl Client {
     }
 
     fn prepare(&self) -> Result<Prepared, StdioError> {
-        self.prepare_for(None)
+        self.prepare_in(self.directory.path(), None)
     }
 
-    fn prepare_for(&self, owner: Option<(u32, u32)>) -> Result<Prepared, StdioError> {
+    fn prepare_in(&self, socket_dir: &Path, owner: Option<(u32, u32)>) -> Result<Prepared, StdioError> {
         let context = Context {
             namespace: "test-space",
             id: "box",
-            socket_dir: self.directory.path(),
+            socket_dir,
             owner,
             reaper: &REAPER,
         };
@@ -495,7 +495,9 @@ async fn pipes_belong_to_the_owner_asked_for() {
     };
     let client = Client::new();
     let out = client.reader("stdout");
-    let mut prepared = client.prepare_for(Some((uid, gid))).unwrap();
+    let mut prepared = client
+        .prepare_in(client.directory.path(), Some((uid, gid)))
+        .unwrap();
     let child = start(
         &mut prepared,
         "stat -L -c %u:%g /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2",
@@ -707,6 +709,23 @@ async fn a_terminal_that_does_not_come_is_late_and_its_socket_goes() {
     let error = prepared.attach(Duration::from_millis(50)).await.unwrap_err();
     assert!(matches!(error, StdioError::Late { .. }), "{error:?}");
     assert!(!socket.exists());
+}
+
+#[tokio::test]
+async fn a_terminal_arrives_in_a_directory_whose_path_is_too_long_for_a_socket() {
+    let client = terminal_client();
+    let out = client.reader("stdout");
+    let bundle = client.path(&"a".repeat(64)).join("b".repeat(64));
+    fs::create_dir_all(&bundle).unwrap();
+    let prepared = client.prepare_in(&bundle, None).unwrap();
+    assert_eq!(fs::read_dir(&bundle).unwrap().count(), 1);
+    let mut slave = send_terminal(&prepared);
+    let streams = prepared.attach(LIMIT).await.unwrap();
+    assert_eq!(fs::read_dir(&bundle).unwrap().count(), 0);
+    slave.write_all(b"printed\n").unwrap();
+    drop(slave);
+    assert!(streams.drained(LIMIT).await);
+    assert_eq!(rest_of(out).await, "printed\r\n");
 }
 
 #[tokio::test]
