@@ -7,6 +7,7 @@ use integration::testbed::command;
 use integration::testbed::init::{self, NOT_RUN};
 use integration::testbed::instance::{self, INIT_ARGUMENT};
 use integration::testbed::report::say;
+use integration::testbed::vm::{self, AGENT_ARGUMENT, PREPARE_ARGUMENT};
 
 fn main() -> ExitCode {
     match run() {
@@ -21,8 +22,13 @@ fn main() -> ExitCode {
 fn run() -> Result<u8> {
     let mut arguments = std::env::args_os().skip(1).peekable();
     if arguments.next_if(|first| first == INIT_ARGUMENT).is_some() {
-        let plan = arguments.next().context("read the plan: it is missing")?;
-        return init::run(&plan.to_string_lossy());
+        return init::run();
+    }
+    if arguments.next_if(|first| first == AGENT_ARGUMENT).is_some() {
+        return vm::agent::run();
+    }
+    if arguments.next_if(|first| first == PREPARE_ARGUMENT).is_some() {
+        return vm::image::prepare_inside().map(|()| 0);
     }
     let directory = std::env::current_dir().context("find the current directory")?;
     instance::run(&command::parse(arguments, directory)?)

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::report::say;
+
 /// Prefix of the cgroups' names; the process id of the testbed outside follows.
 const PREFIX: &str = "cedana-testbed-";
 
@@ -44,14 +46,28 @@ impl Cgroups {
         let memberships = fs::read_to_string("/proc/self/cgroup").context("read /proc/self/cgroup")?;
         let hierarchies = hierarchies(&mountinfo);
         let only_v2 = hierarchies.iter().all(|one| one.options.is_none());
-        let mut made = Self { places: Vec::new() };
-        for hierarchy in hierarchies {
-            let parent = if only_v2 {
+        let parent = |hierarchy: &Hierarchy| {
+            if only_v2 {
                 hierarchy.mount_point.clone()
             } else {
-                own(&hierarchy, &memberships)
-            };
-            sweep(&parent);
+                own(hierarchy, &memberships)
+            }
+        };
+        let stale = Self {
+            places: hierarchies
+                .iter()
+                .flat_map(|one| stale(&parent(one)).into_iter().map(|at| (one.clone(), at)))
+                .collect(),
+        };
+        stale.thaw();
+        if let Err(error) = stale.remove() {
+            say(&format!(
+                "an earlier instance is not quite gone: failed to {error}"
+            ));
+        }
+        let mut made = Self { places: Vec::new() };
+        for hierarchy in hierarchies {
+            let parent = parent(&hierarchy);
             let place = parent.join(format!("{PREFIX}{testbed_pid}"));
             fs::create_dir(&place).with_context(|| format!("make cgroup {}", place.display()))?;
             made.places.push((hierarchy, place.clone()));
@@ -71,6 +87,21 @@ impl Cgroups {
                 .with_context(|| format!("join cgroup {}", place.display()))?;
         }
         Ok(())
+    }
+
+    /// Thaws everything that is frozen in them. A process frozen by cgroup v1 does not even die of SIGKILL, and a pid
+    /// namespace is not gone before its last process is.
+    pub fn thaw(&self) {
+        for (_, place) in &self.places {
+            thaw_tree(place);
+        }
+    }
+
+    /// The same, from inside, where each looks like the root of its hierarchy.
+    pub fn thaw_inside(&self) {
+        for (hierarchy, _) in &self.places {
+            thaw_tree(&hierarchy.mount_point);
+        }
     }
 
     /// Removes them with everything below. Goes on to the end; the error names what could not be removed.
@@ -114,15 +145,26 @@ pub fn delegate(cgroup: &Path) -> Result<()> {
         .with_context(|| format!("give the controllers of {} to its children", cgroup.display()))
 }
 
-/// Removes the cgroups of instances whose testbed was killed before it could.
-fn sweep(parent: &Path) {
-    let Ok(entries) = fs::read_dir(parent) else { return };
-    for entry in entries.flatten() {
+/// The cgroups of instances whose testbed was killed before it could remove them.
+fn stale(parent: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+    let of_the_dead = |entry: &fs::DirEntry| {
         let name = entry.file_name();
         let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
-        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            // If it cannot be removed now, a later testbed will.
-            let _ = remove_tree(&entry.path());
+        pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
+    };
+    entries.filter(of_the_dead).map(|entry| entry.path()).collect()
+}
+
+fn thaw_tree(cgroup: &Path) {
+    let state = cgroup.join("freezer.state");
+    if state.exists() {
+        // It fails when the cgroup has just gone, which is as good.
+        let _ = fs::write(&state, "THAWED");
+    }
+    for child in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if child.file_type().is_ok_and(|kind| kind.is_dir()) {
+            thaw_tree(&child.path());
         }
     }
 }

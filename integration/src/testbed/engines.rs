@@ -1,5 +1,6 @@
 //! containerd and dockerd of an instance: their configuration, their start, and the test images.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
+use super::instance::PLAN_VARIABLE;
 use super::{image, rootfs};
 
 /// Where engines find programs; ours come first.
@@ -101,9 +103,8 @@ impl Engine {
         notify
             .set_read_timeout(Some(READY_STEP))
             .context("set the time to wait for an engine")?;
-        let mut child = Command::new(self.name)
+        let mut child = program(self.name)
             .args(self.arguments)
-            .env("PATH", PATH)
             .env("NOTIFY_SOCKET", &notify_path)
             .current_dir("/")
             .stdin(Stdio::null())
@@ -139,15 +140,22 @@ impl Engine {
 pub fn load_images_containerd() -> Result<()> {
     let archive = format!("/{}", rootfs::IMAGES);
     for namespace in ["default", "k8s.io"] {
-        run(Command::new("ctr").args(["--namespace", namespace, "images", "import", &archive]))?;
+        run(program("ctr").args(["--namespace", namespace, "images", "import", &archive]))?;
     }
     Ok(())
 }
 
 /// Loads them into docker.
 pub fn load_images_docker() -> Result<()> {
-    run(Command::new("docker").args(["load", "--quiet", "--input", &format!("/{}", rootfs::IMAGES)]))
+    run(program("docker").args(["load", "--quiet", "--input", &format!("/{}", rootfs::IMAGES)]))
         .with_context(|| format!("load {}", image::BUSYBOX))
+}
+
+/// A program of the suite, in the environment it has inside.
+pub fn program(name: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(name);
+    let _ = command.env("PATH", PATH).env_remove(PLAN_VARIABLE);
+    command
 }
 
 fn run(command: &mut Command) -> Result<()> {

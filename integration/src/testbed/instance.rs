@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -18,10 +18,18 @@ use serde::{Deserialize, Serialize};
 use super::cgroups::Cgroups;
 use super::command::RunArgs;
 use super::report::say;
-use super::{cache, rootfs};
+use super::suite::Suite;
+use super::{cache, rootfs, tools, vm};
 
-/// First argument of the process inside; its second is a [`Plan`].
+/// The argument that makes this program the process inside.
 pub const INIT_ARGUMENT: &str = "--init-of-instance";
+
+/// The variable that holds its [`Plan`]. Not an argument, so that a test that looks for a process by its command
+/// line does not find init; not passed on to anything.
+pub const PLAN_VARIABLE: &str = "CEDANA_TESTBED_PLAN";
+
+/// How often a dying instance is thawed, see [`Cgroups::thaw`].
+const THAW_STEP_MS: u16 = 50;
 
 /// What init is told by the process outside. File names and arguments are bytes, since they need not be text.
 #[derive(Debug, Serialize, Deserialize)]
@@ -38,6 +46,8 @@ pub struct Plan {
     pub shared: Vec<PathBuf>,
     /// Our programs, copied to `/usr/local/bin`.
     pub programs: Vec<PathBuf>,
+    /// Cached programs in a shared directory, linked to from `/usr/local/bin`.
+    pub tools: Vec<PathBuf>,
     /// The instance's cgroups.
     pub cgroups: Cgroups,
     /// Where the command starts.
@@ -48,7 +58,13 @@ pub struct Plan {
 
 /// Runs the command in a fresh instance; returns its exit status, as a shell would tell it.
 pub fn run(args: &RunArgs) -> Result<u8> {
+    if args.suite == Suite::Vm {
+        return vm::run(args);
+    }
     let root = rootfs::ensure(&args.suite.recipe())?;
+    let tools = tools::for_suite(args.suite, &checkout()?)?;
+    let mut shared = shared(&args.directory)?;
+    shared.extend(tools.iter().map(|tools| tools.directory.clone()));
     let workspace = cache::directory()?.join("workspace");
     fs::create_dir_all(&workspace).with_context(|| format!("make {}", workspace.display()))?;
     let plan = Plan {
@@ -56,8 +72,12 @@ pub fn run(args: &RunArgs) -> Result<u8> {
         suite: args.suite.name().to_owned(),
         root,
         workspace,
-        shared: shared(&args.directory)?,
+        shared,
         programs: programs()?,
+        tools: tools
+            .iter()
+            .flat_map(|tools| tools.names.iter().map(|name| tools.directory.join(name)))
+            .collect(),
         cgroups: Cgroups::create(std::process::id())?,
         directory: args.directory.clone(),
         command: args.command.iter().cloned().map(OsString::into_vec).collect(),
@@ -69,14 +89,11 @@ pub fn run(args: &RunArgs) -> Result<u8> {
         .and_then(|()| nothing_mounted(&plan.workspace));
     let status = ended?;
     cleaned.context("clean up after the instance")?;
-    Ok(status
-        .code()
-        .or(status.signal().map(|signal| 128 + signal))
-        .unwrap_or(1) as u8)
+    Ok(status)
 }
 
 /// Starts init as process 1 of a new pid namespace and waits for its end, which is the end of everything inside.
-fn supervise(plan: &Plan) -> Result<ExitStatus> {
+fn supervise(plan: &Plan) -> Result<u8> {
     let mut signals = SigSet::empty();
     for signal in [
         Signal::SIGINT,
@@ -88,48 +105,60 @@ fn supervise(plan: &Plan) -> Result<ExitStatus> {
         signals.add(signal);
     }
     signals.thread_block().context("block signals")?;
-    let signal_fd =
-        SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).context("make a signal descriptor")?;
+    let signal_fd = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .context("make a signal descriptor")?;
     // Only children born after this are inside. From here on this process can neither have threads nor other children.
     unshare(CloneFlags::CLONE_NEWPID).context("make a pid namespace")?;
     let mut init = Command::new("/proc/self/exe")
         .arg(INIT_ARGUMENT)
-        .arg(serde_json::to_string(plan)?)
+        .env(PLAN_VARIABLE, serde_json::to_string(plan)?)
         .spawn()
         .context("start the instance's init")?;
+    let mut told_to_end = None;
     loop {
         if let Some(status) = init.try_wait()? {
-            return Ok(status);
+            // A shell tells of its own end by a signal in this way, too.
+            return Ok(told_to_end.map_or_else(|| exit_code(status), |signal| 128 + signal as u8));
         }
         // No deadline: how long the command may take is for whoever started it to say.
-        let _ = poll(
-            &mut [PollFd::new(signal_fd.as_fd(), PollFlags::POLLIN)],
-            PollTimeout::NONE,
-        )?;
-        if let Some(signal) = signal_fd.read_signal()? {
-            act_on(signal.ssi_signo, signal.ssi_code, &mut init)?;
+        let patience = if told_to_end.is_some() {
+            PollTimeout::from(THAW_STEP_MS)
+        } else {
+            PollTimeout::NONE
+        };
+        let _ = poll(&mut [PollFd::new(signal_fd.as_fd(), PollFlags::POLLIN)], patience)?;
+        while let Some(signal) = signal_fd.read_signal()? {
+            if let Some(signal) = asks_to_end(signal.ssi_signo, signal.ssi_code) {
+                say(&format!("{signal}: taking the instance down"));
+                init.kill().context("kill the instance's init")?;
+                told_to_end = Some(signal);
+            }
+        }
+        if told_to_end.is_some() {
+            plan.cgroups.thaw();
         }
     }
 }
 
-/// A signal from the terminal has reached the command, too, which decides; any other asks the testbed to end.
-fn act_on(number: u32, code: i32, init: &mut Child) -> Result<()> {
-    let signal = Signal::try_from(number as i32)?;
-    let from_terminal = code == libc_si_kernel() && matches!(signal, Signal::SIGINT | Signal::SIGQUIT);
-    if signal == Signal::SIGCHLD || from_terminal {
-        return Ok(());
-    }
-    say(&format!("{signal}: taking the instance down"));
-    init.kill().context("kill the instance's init")
+fn exit_code(status: ExitStatus) -> u8 {
+    status
+        .code()
+        .or(status.signal().map(|signal| 128 + signal))
+        .unwrap_or(1) as u8
 }
 
-/// `SI_KERNEL` of `asm-generic/siginfo.h`, which nix does not have: sent by the kernel, here by the terminal.
-const fn libc_si_kernel() -> i32 {
-    0x80
+/// The signal, if it asks the testbed to end. One from the terminal has reached the command, too, which decides.
+fn asks_to_end(number: u32, code: i32) -> Option<Signal> {
+    let signal = Signal::try_from(number.cast_signed()).ok()?;
+    let from_terminal = code == SI_KERNEL && matches!(signal, Signal::SIGINT | Signal::SIGQUIT);
+    (signal != Signal::SIGCHLD && !from_terminal).then_some(signal)
 }
+
+/// Of the kernel's `asm-generic/siginfo.h`, which nix does not have: sent by the kernel, here for the terminal.
+const SI_KERNEL: i32 = 0x80;
 
 /// The checkout, the directory for build results where that is elsewhere, a person's Rust, and where the command starts.
-fn shared(directory: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn shared(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = vec![checkout()?, target()?];
     if let Some(home) = std::env::var_os("HOME").map(PathBuf::from) {
         paths.extend(
@@ -153,7 +182,7 @@ fn shared(directory: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Release builds of what containerd and a person run.
-fn programs() -> Result<Vec<PathBuf>> {
+pub(super) fn programs() -> Result<Vec<PathBuf>> {
     let release = target()?.join("release");
     let found: Vec<PathBuf> = ["containerd-shim-cedana-v1", "cedana"]
         .map(|name| release.join(name))

@@ -28,3 +28,5 @@ pub mod mounts;
 pub mod report;
 pub mod rootfs;
 pub mod suite;
+pub mod tools;
+pub mod vm;

@@ -16,12 +16,12 @@ pub enum Suite {
 }
 
 /// How a root file system is made. Its hash names the cached result, so a change here makes a new one.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Recipe {
     /// The Debian release, by code name.
     pub release: &'static str,
     /// The packages it holds besides apt's own.
-    pub packages: &'static [&'static str],
+    pub packages: Vec<&'static str>,
 }
 
 /// Raised when what is put into a root file system changes without a change of the packages.
@@ -44,6 +44,18 @@ const ENGINES: &[&str] = &[
     "runc",
     "strace",
     "util-linux",
+];
+
+/// What makes a root file system a machine.
+const MACHINE: &[&str] = &[
+    "apparmor",
+    "dbus",
+    "initramfs-tools",
+    "kmod",
+    "linux-image-amd64",
+    "systemd",
+    "systemd-sysv",
+    "udev",
 ];
 
 impl Suite {
@@ -83,9 +95,10 @@ impl Suite {
             Self::Forky | Self::Latest => "forky",
             Self::Trixie | Self::Vm => "trixie",
         };
-        Recipe {
-            release,
-            packages: ENGINES,
+        let mut packages = ENGINES.to_vec();
+        if self == Self::Vm {
+            packages.extend(MACHINE);
         }
+        Recipe { release, packages }
     }
 }
