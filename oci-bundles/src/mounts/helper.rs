@@ -43,53 +43,8 @@ pub(super) fn of_kind(kind: &str) -> Option<Helper> {
 }
 
 impl Helper {
-    /// Runs the helper and waits for it.
-    ///
-    /// The caller may reap every child of the process elsewhere; then the helper's exit is lost to us, and whether
-    /// another file system now stands at the target tells how it went.
     pub(super) fn mount(self, request: &Mount, target: &Path) -> Result<(), MountError> {
-        let failed = |status: String, output: String| MountError::Helper {
-            command: self.command.to_owned(),
-            status,
-            output,
-        };
-        let before = stat(target)
-            .map_err(|error| MountError::io("look at", target, error))?
-            .st_dev;
-        let mut output: File = memfd_create("output", MFdFlags::MFD_CLOEXEC)
-            .map_err(|error| MountError::io("keep output of", Path::new(self.command), error))?
-            .into();
-        let words = output
-            .try_clone()
-            .map_err(|error| failed(error.to_string(), String::new()))?;
-        let mut child = self
-            .command_for(request, target)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(words)
-            .spawn()
-            .map_err(|error| failed(error.to_string(), String::new()))?;
-        let end = Instant::now() + LIMIT;
-        let mut pause = PAUSE_MIN;
-        let status = loop {
-            match child.try_wait() {
-                Ok(Some(status)) if status.success() => return Ok(()),
-                Ok(Some(status)) => break status.to_string(),
-                Ok(None) if Instant::now() < end => {
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(PAUSE_MAX);
-                }
-                Ok(None) => {
-                    // Both are best effort: the deadline is what there is to tell.
-                    drop(child.kill());
-                    drop(child.wait());
-                    break format!("not done after {LIMIT:?}");
-                }
-                Err(_) if stat(target).is_ok_and(|now| now.st_dev != before) => return Ok(()),
-                Err(error) => break error.to_string(),
-            }
-        };
-        Err(failed(status, last_words(&mut output)))
+        run(self.command_for(request, target), target, LIMIT)
     }
 
     fn command_for(self, request: &Mount, target: &Path) -> Command {
@@ -103,6 +58,56 @@ impl Helper {
             .arg(request.kind.trim_start_matches(self.prefix));
         command
     }
+}
+
+/// Runs a helper and waits for it.
+///
+/// The caller may reap every child of the process elsewhere; then the helper's exit is lost to us, and whether another
+/// file system now stands at the target tells how it went.
+fn run(mut command: Command, target: &Path, limit: Duration) -> Result<(), MountError> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let failed = |status: String, output: String| MountError::Helper {
+        command: name.clone(),
+        status,
+        output,
+    };
+    let before = stat(target)
+        .map_err(|error| MountError::io("look at", target, error))?
+        .st_dev;
+    // A file and not a pipe: the daemon of the file system may keep it open for ever.
+    let mut output: File = memfd_create("output", MFdFlags::MFD_CLOEXEC)
+        .map_err(|error| MountError::io("keep output for", target, error))?
+        .into();
+    let words = output
+        .try_clone()
+        .map_err(|error| failed(error.to_string(), String::new()))?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(words)
+        .spawn()
+        .map_err(|error| failed(error.to_string(), String::new()))?;
+    let end = Instant::now() + limit;
+    let mut pause = PAUSE_MIN;
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) if status.success() => return Ok(()),
+            Ok(Some(status)) => break status.to_string(),
+            Ok(None) if Instant::now() < end => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+            Ok(None) => {
+                // Both are best effort: the deadline is what there is to tell.
+                drop(child.kill());
+                drop(child.wait());
+                break format!("not done after {limit:?}");
+            }
+            Err(_) if stat(target).is_ok_and(|now| now.st_dev != before) => return Ok(()),
+            Err(error) => break error.to_string(),
+        }
+    };
+    Err(failed(status, last_words(&mut output)))
 }
 
 fn last_words(output: &mut File) -> String {
@@ -155,6 +160,20 @@ mod tests {
                 "fuse-overlayfs"
             ]
         );
+    }
+
+    #[test]
+    fn a_helper_that_fails_or_hangs_is_an_error_with_its_words() {
+        let run = |script: &str, limit| {
+            let mut command = Command::new("sh");
+            let _args = command.arg("-c").arg(script);
+            run(command, Path::new("/"), limit).map_err(|error| error.to_string())
+        };
+        assert_eq!(run("true", LIMIT), Ok(()));
+        let failed = "run sh: exit status: 3: no such remote".to_owned();
+        assert_eq!(run("echo no such remote >&2; exit 3", LIMIT), Err(failed));
+        let hangs = run("echo waiting >&2; exec sleep 100", Duration::from_millis(50)).unwrap_err();
+        assert!(hangs.contains("not done after 50ms"), "{hangs}");
     }
 
     #[test]
