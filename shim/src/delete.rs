@@ -2,14 +2,15 @@
 //!
 //! containerd runs this after *every* removal of a container. Nearly always the server has cleaned up, and all that is to be
 //! done is to see that, quickly. If the server died, everything it looked after goes here, in an order in which nothing
-//! comes back: CRIU, which may be making or holding processes; the container; its cgroup; its mounts; the socket.
+//! comes back: runc and CRIU, which may be making processes; the container; its cgroup; its mounts; the socket.
 
-mod criu;
 mod leftover;
+mod straggler;
 
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -82,17 +83,22 @@ fn bundle(directory: &Path, id: &str) -> PathBuf {
     directory.parent().unwrap_or(directory).join(id)
 }
 
-/// Whether a server that knew this container is gone without having removed its socket.
+/// Whether the container's server is gone without having cleaned up: its socket is there, or the container's root file system
+/// still mounted (a group's socket goes with the first of its containers).
 fn is_abandoned(bundle: &Path) -> bool {
-    socket(bundle).is_some_and(|path| path.exists() && UnixStream::connect(path).is_err())
+    let device = |path: &Path| fs::symlink_metadata(path).map(|metadata| metadata.dev()).ok();
+    let rootfs = device(&bundle.join("rootfs"));
+    let is_mounted = rootfs.is_some() && rootfs != device(bundle);
+    is_mounted || socket(bundle).is_some_and(|path| path.exists() && UnixStream::connect(path).is_err())
 }
 
 /// Takes away everything that may be left of a container. Returns what could not be.
 fn clean_up(args: &Args, bundle: &Path, options: &Options, state: &Path) -> Vec<String> {
     let mut complaints = Vec::new();
     let spec = SpecView::read(bundle).unwrap_or_default();
-    let leftover = Leftover::find(state, &spec.linux.cgroups_path);
-    criu::kill(bundle, &leftover.members());
+    let find = || Leftover::find(state, &spec.linux.cgroups_path);
+    straggler::kill(bundle, &find().members());
+    let leftover = find();
     // runc binds the rootfs here while it restores. Removing the directory with that in it would empty the rootfs.
     if let Err(error) = unmount(&state.join("criu-root")) {
         complaints.push(format!("unmount {}: {error}", state.join("criu-root").display()));
@@ -127,6 +133,7 @@ fn runc_delete(args: &Args, bundle: &Path, options: &Options) -> Result<(), Stri
                 "/dev/null".into()
             },
             systemd_cgroup: options.systemd_cgroup,
+            has_hooks: true,
             reaper: reaper.clone(),
         };
         let mut child = signal(SignalKind::child()).map_err(|error| format!("watch for exits: {error}"))?;

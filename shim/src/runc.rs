@@ -30,6 +30,11 @@ use crate::spawn;
 /// and a runc that has not come back by then never will.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(120);
 
+/// runc lives for milliseconds, of which its garbage collection takes a third (`runc exec` 25 ms with it, 15 ms without, runc
+/// 1.3, two cores). The limit brings the collection back should a call ever grow. A container never sees this: runc's
+/// init clears its environment.
+const GO_ENVIRONMENT: [(&str, &str); 2] = [("GOGC", "off"), ("GOMEMLIMIT", "128MiB")];
+
 /// How much of a runc's own output is kept for the error text.
 const OUTPUT_BYTES_MAX: usize = 64 * 1024;
 
@@ -100,6 +105,8 @@ pub struct Runc {
     pub log: PathBuf,
     /// `--systemd-cgroup`.
     pub systemd_cgroup: bool,
+    /// The container has hooks. They inherit runc's environment where their own is not given, so nothing is added to it.
+    pub has_hooks: bool,
     /// Who takes its exits.
     pub reaper: Arc<Reaper>,
 }
@@ -143,6 +150,9 @@ impl Runc {
         let _ = command.arg("--root").arg(&self.root).arg("--log").arg(&self.log).args(["--log-format", "json"]);
         if self.systemd_cgroup {
             let _ = command.arg("--systemd-cgroup");
+        }
+        if !self.has_hooks {
+            let _ = command.envs(GO_ENVIRONMENT);
         }
         let _ = command.args(args).envs(call.env.drain(..)).env_remove("NOTIFY_SOCKET");
         spawn::die_with_parent(&mut command);

@@ -22,11 +22,6 @@ use crate::restore::{self, RestoreAt, RestoreJob, Restored};
 use crate::runc::{Call, Runc};
 use crate::stdio::{self, Prepared, StdioRequest, Streams};
 
-/// The OCI runtime where no option names one.
-const DEFAULT_BINARY: &str = "runc";
-/// Its state where no option says otherwise: that of containerd's own shim, so that `runc --root` finds containers
-/// where people expect them.
-const DEFAULT_ROOT: &str = "/run/containerd/runc";
 /// The annotation by which runc passes a configuration file to CRIU; read from the spec at `runc create`, for good.
 const CRIU_CONFIG_ANNOTATION: &str = "org.criu.config";
 /// How long cleaning up after a failed create may take.
@@ -119,12 +114,12 @@ impl Init {
 impl Facts {
     fn new(request: &Request, spec: SpecView, settings: Settings, around: Surroundings) -> Self {
         let options = &request.options;
-        let or = |said: &str, default: &str| PathBuf::from(if said.is_empty() { default } else { said });
         let runc = Runc {
-            binary: or(&options.binary_name, DEFAULT_BINARY),
-            root: or(&options.root, DEFAULT_ROOT).join(&request.namespace),
+            binary: options.binary(),
+            root: options.state_root(&request.namespace),
             log: request.bundle.join("log.json"),
             systemd_cgroup: options.systemd_cgroup,
+            has_hooks: spec.hooks.any(),
             reaper: Arc::clone(&around.reaper),
         };
         Self {
