@@ -17,5 +17,6 @@ pub mod metrics;
 pub mod stalled;
 pub mod need;
 pub mod engine;
+pub mod docker;
 pub mod task_api;
 pub mod messages;

@@ -164,6 +164,29 @@ fn a_client_that_died_neither_kills_nor_blocks_the_container() -> Result<()> {
 }
 
 #[test]
+fn a_container_that_a_dead_client_blocks_can_be_killed_and_deleted() -> Result<()> {
+    let host = Host::new()?;
+    let container = host.container("c", Workload::shell("echo ready; touch /begun; seq 1 100000000"))?;
+    let fifos = container.fifos("init")?;
+    let client = (
+        idle_reader(&fifos.path("stdout"))?,
+        idle_reader(&fifos.path("stderr"))?,
+    );
+    container.create_with(&fifos.names(false), None)?;
+    container.start()?;
+    drop(client);
+    let begun = container.path_in_upper("/begun");
+    eventually("it has begun to write", SHORT, || begun.exists())?;
+    assert_eq!(
+        container.status()?,
+        Status::Running,
+        "a broken pipe would have ended it"
+    );
+    assert_eq!(container.kill_and_delete()?, 137);
+    host.assert_clean()
+}
+
+#[test]
 fn a_second_client_reads_on_where_the_first_left() -> Result<()> {
     let host = Host::new()?;
     let container = host.container("c", Workload::shell("while read line; do echo got $line; done"))?;
@@ -239,6 +262,27 @@ fn a_terminal_is_one_and_echoes() -> Result<()> {
         told.contains("/dev/pts/0\r\n") && told.contains("hello\r\ngot hello\r\n"),
         "{told:?}"
     );
+    Ok(())
+}
+
+/// The path of a socket has 107 bytes, and a bundle's path with docker's ids of 64 digits has more.
+#[test]
+fn a_terminal_works_whatever_the_length_of_the_id() -> Result<()> {
+    let host = Host::new()?;
+    let id = "0123456789abcdef".repeat(4);
+    let container = host.container(&id, Workload::forever().terminal())?;
+    let fifos = container.fifos("init")?;
+    let (stdout, _stderr) = fifos.read();
+    container.create_with(&fifos.names(true), None)?;
+    container.start()?;
+    stdout.wait_for("ready\r\n")?;
+    let fifos = container.fifos("exec")?;
+    let (stdout, _stderr) = fifos.read();
+    let exec = container.add_exec_with(&id, &["tty"], &fifos.names(true), true)?;
+    exec.start()?;
+    assert_eq!(exec.wait()?, 0);
+    exec.delete()?;
+    assert_eq!(text(&stdout)?, "/dev/pts/1\r\n");
     Ok(())
 }
 
