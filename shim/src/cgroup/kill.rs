@@ -104,19 +104,21 @@ async fn kill_unified(dir: &Path) -> Result<(), CgroupError> {
     match files::write(&dir.join("cgroup.kill"), "1") {
         Ok(()) => {}
         Err(CgroupError::Gone(_)) if !dir.is_dir() => return Ok(()),
-        // Before 5.14: freeze, so that nobody forks, and signal each; frozen tasks of v2 do die.
-        Err(CgroupError::Gone(_)) => {
-            files::write(&dir.join("cgroup.freeze"), "1")?;
-            events::reached(dir, "frozen", 1).await?;
-            signal_each(&procs(dir))?;
-            files::write(&dir.join("cgroup.freeze"), "0")?;
-        }
+        Err(CgroupError::Gone(_)) => kill_frozen(dir).await?,
         Err(error) => return Err(error),
     }
     match events::reached(dir, "populated", 0).await {
         Err(CgroupError::Gone(_)) => Ok(()),
         result => result,
     }
+}
+
+/// Before 5.14: freeze, so that nobody forks, and signal each.
+pub(super) async fn kill_frozen(dir: &Path) -> Result<(), CgroupError> {
+    files::write(&dir.join("cgroup.freeze"), "1")?;
+    events::reached(dir, "frozen", 1).await?;
+    signal_each(&procs(dir))?;
+    files::write(&dir.join("cgroup.freeze"), "0")
 }
 
 fn signal_each(pids: &[i32]) -> Result<(), CgroupError> {

@@ -195,6 +195,24 @@ fn a_v2_cgroup_that_forks_and_is_frozen_is_killed_and_removed() {
 }
 
 #[test]
+fn a_v2_cgroup_without_a_kill_file_is_killed_as_well() {
+    let Some(mut scratch) = Scratch::v2("kill3") else {
+        return;
+    };
+    let _pid = scratch.shell("below");
+    scratch.tell("hop() { hop & }; hop; read gone\n");
+    let dir = scratch.cgroup.main_dir().unwrap().to_owned();
+    run(async {
+        let killed = async {
+            kill::kill_frozen(&dir).await.unwrap();
+            events::reached(&dir, "populated", 0).await.unwrap();
+        };
+        tokio::time::timeout(LIMIT, killed).await.unwrap();
+        assert_eq!(scratch.cgroup.procs(), Vec::<i32>::new());
+    });
+}
+
+#[test]
 fn a_process_that_hops_from_pid_to_pid_is_killed() {
     let Some(mut scratch) = Scratch::v1("hop", &["freezer", "pids"]) else {
         return;
