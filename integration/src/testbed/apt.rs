@@ -13,7 +13,17 @@ const LOCK_SECONDS_MAX: u32 = 600;
 /// What Debian's own installer configures, for hosts whose apt knows no Debian mirror (Ubuntu).
 const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
 
-/// Installs the packages of those programs that are missing, and says so.
+/// What mmdebstrap needs to put a Debian together: itself, and the keys that Debian's archives are signed with, which Ubuntu
+/// does not have by default.
+pub const FOR_DEBIAN: &[(&str, &str)] = &[
+    ("mmdebstrap", "mmdebstrap"),
+    (
+        "/usr/share/keyrings/debian-archive-keyring.gpg",
+        "debian-archive-keyring",
+    ),
+];
+
+/// Installs the packages of those programs, or files, that are missing, and says so.
 pub fn need(programs: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> = programs
         .iter()

@@ -151,6 +151,12 @@ pub fn load_images_docker() -> Result<()> {
         .with_context(|| format!("load {}", image::BUSYBOX))
 }
 
+/// Whether the suite has the program; a host used in place of a suite may lack dockerd.
+pub fn installed(name: &str) -> bool {
+    PATH.split(':')
+        .any(|directory| Path::new(directory).join(name).is_file())
+}
+
 /// A program of the suite, in the environment it has inside.
 pub fn program(name: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(name);

@@ -21,7 +21,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, wait, waitpid};
 use nix::unistd::{Pid, sethostname};
 
 use super::instance::{PLAN_VARIABLE, Plan};
-use super::{engines, mounts};
+use super::{engines, mounts, rootfs};
 
 /// What is killed is gone at once, unless it waits for a disk.
 const END_MAX: Duration = Duration::from_secs(20);
@@ -47,9 +47,18 @@ pub fn run() -> Result<u8> {
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWCGROUP;
     unshare(private).context("make private namespaces")?;
+    let images = plan
+        .images
+        .as_ref()
+        .map(fs::read)
+        .transpose()
+        .context("read the test images")?;
     mounts::enter(&plan.root, &plan.workspace, &plan.cgroups, &plan.shared)?;
     for program in &plan.programs {
         install(program)?;
+    }
+    if let Some(images) = images {
+        write(&Path::new("/").join(rootfs::IMAGES), &images)?;
     }
     for tool in &plan.tools {
         let link = Path::new("/usr/local/bin").join(tool.file_name().unwrap_or_default());
@@ -84,13 +93,29 @@ fn install(program: &Path) -> Result<()> {
     let name = program.file_name().context("find a program's name")?;
     let target = Path::new("/usr/local/bin").join(name);
     let _ = fs::File::create(&target).with_context(|| format!("make {}", target.display()))?;
-    mount(Some(program), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-        .with_context(|| format!("bind {} to {}", program.display(), target.display()))
+    mount(
+        Some(program),
+        &target,
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )
+    .with_context(|| format!("bind {} to {}", program.display(), target.display()))
+}
+
+fn write(path: &Path, content: &[u8]) -> Result<()> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+    }
+    fs::write(path, content).with_context(|| format!("write {}", path.display()))
 }
 
 fn start_engines() -> Result<()> {
     engines::configure()?;
     engines::CONTAINERD.start()?;
+    if !engines::installed(engines::DOCKERD.name) {
+        return engines::load_images_containerd();
+    }
     // The two halves touch nothing in common, and a run that takes half the time is run twice as often.
     std::thread::scope(|scope| {
         let docker = scope.spawn(|| {

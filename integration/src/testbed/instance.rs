@@ -19,7 +19,8 @@ use super::cgroups::Cgroups;
 use super::command::RunArgs;
 use super::report::say;
 use super::suite::Suite;
-use super::{cache, rootfs, tools, vm};
+use super::tools::{self, Tools};
+use super::{cache, host, rootfs, vm};
 
 /// The argument that makes this program the process inside.
 pub const INIT_ARGUMENT: &str = "--init-of-instance";
@@ -40,6 +41,8 @@ pub struct Plan {
     pub suite: String,
     /// The cached root file system.
     pub root: PathBuf,
+    /// The test images, where the root file system does not hold them.
+    pub images: Option<PathBuf>,
     /// A directory to mount things on.
     pub workspace: PathBuf,
     /// Host directories that are there inside as well.
@@ -56,28 +59,52 @@ pub struct Plan {
     pub command: Vec<Vec<u8>>,
 }
 
+/// What an instance stands on.
+struct Ground {
+    name: &'static str,
+    root: PathBuf,
+    images: Option<PathBuf>,
+    tools: Option<Tools>,
+}
+
+fn ground(suite: Suite) -> Result<Ground> {
+    if host::asked() {
+        host::check()?;
+        return Ok(Ground {
+            name: host::NAME,
+            root: "/".into(),
+            images: Some(host::images()?),
+            tools: None,
+        });
+    }
+    let root = rootfs::ensure(&suite.recipe())?;
+    Ok(Ground {
+        name: suite.name(),
+        root,
+        images: None,
+        tools: tools::for_suite(suite, &checkout()?)?,
+    })
+}
+
 /// Runs the command in a fresh instance; returns its exit status, as a shell would tell it.
 pub fn run(args: &RunArgs) -> Result<u8> {
     if args.suite == Suite::Vm {
         return vm::run(args);
     }
-    let root = rootfs::ensure(&args.suite.recipe())?;
-    let tools = tools::for_suite(args.suite, &checkout()?)?;
+    let ground = ground(args.suite)?;
     let mut shared = shared(&args.directory)?;
-    shared.extend(tools.iter().map(|tools| tools.directory.clone()));
+    shared.extend(ground.tools.iter().map(|tools| tools.directory.clone()));
     let workspace = cache::directory()?.join("workspace");
     fs::create_dir_all(&workspace).with_context(|| format!("make {}", workspace.display()))?;
     let plan = Plan {
         testbed_pid: std::process::id(),
-        suite: args.suite.name().to_owned(),
-        root,
+        suite: ground.name.to_owned(),
+        root: ground.root,
+        images: ground.images,
         workspace,
         shared,
         programs: programs()?,
-        tools: tools
-            .iter()
-            .flat_map(|tools| tools.names.iter().map(|name| tools.directory.join(name)))
-            .collect(),
+        tools: ground.tools.iter().flat_map(Tools::paths).collect(),
         cgroups: Cgroups::create(std::process::id())?,
         directory: args.directory.clone(),
         command: args.command.iter().cloned().map(OsString::into_vec).collect(),

@@ -21,6 +21,7 @@ pub mod cache;
 pub mod cgroups;
 pub mod command;
 pub mod engines;
+pub mod host;
 pub mod image;
 pub mod init;
 pub mod instance;

@@ -28,7 +28,7 @@ pub fn ensure(recipe: &Recipe) -> Result<PathBuf> {
 }
 
 fn build(recipe: &Recipe, root: &Path) -> Result<()> {
-    apt::need(&[("mmdebstrap", "mmdebstrap")])?;
+    apt::need(apt::FOR_DEBIAN)?;
     debian(recipe, root)?;
     let images = root.join(IMAGES);
     if let Some(parent) = images.parent() {

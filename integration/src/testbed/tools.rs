@@ -37,6 +37,13 @@ pub struct Tools {
     pub names: Vec<String>,
 }
 
+impl Tools {
+    /// Their paths.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.names.iter().map(|name| self.directory.join(name)).collect()
+    }
+}
+
 /// The programs for a suite. `latest` has them built if need be; that takes minutes, so the others have what
 /// is there already, and do without until then.
 pub fn for_suite(suite: Suite, checkout: &Path) -> Result<Option<Tools>> {
@@ -77,7 +84,7 @@ const BUILD_SCRIPT: &str = "exec env HOME=/build PATH=/usr/bin:/bin GOTOOLCHAIN=
     nice go build -trimpath -ldflags '-s -w' -tags seccomp,urfave_cli_no_docs -o /build/out/ tool";
 
 fn build(checkout: &Path, partial: &Path) -> Result<()> {
-    apt::need(&[("mmdebstrap", "mmdebstrap")])?;
+    apt::need(apt::FOR_DEBIAN)?;
     say("building containerd, runc, nerdctl, crictl and checkpointctl with Go; once, some minutes");
     fs::create_dir_all(partial).with_context(|| format!("make {}", partial.display()))?;
     let mut hooks = vec!["mkdir -p \"$1/build/src\" \"$1/build/out\"".to_owned()];
