@@ -199,6 +199,11 @@ impl Container {
         self.host.bundle(&self.id)
     }
 
+    /// The socket of the shim that serves this container.
+    pub fn shim_socket(&self) -> Option<PathBuf> {
+        shim_socket(&self.bundle())
+    }
+
     /// Pid of the shim that serves this container: the one that holds the socket that the bundle names.
     pub fn shim_pid(&self) -> Result<i32> {
         let shims = self.host.places.shims();

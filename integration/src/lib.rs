@@ -19,4 +19,5 @@ pub mod need;
 pub mod engine;
 pub mod docker;
 pub mod task_api;
+pub mod shim_api;
 pub mod messages;

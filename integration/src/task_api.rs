@@ -313,7 +313,8 @@ fn scoped<Q>(message: Q, namespace: &str) -> Request<Q> {
     request
 }
 
-fn block_on<T>(future: impl Future<Output = Answer<T>>, method: &str) -> Answer<T> {
+/// Drives a call to its end, or to the deadline.
+pub(crate) fn block_on<T>(future: impl Future<Output = Answer<T>>, method: &str) -> Answer<T> {
     let reactor = reactor().map_err(|error| Refusal::internal(format!("{error:#}")))?;
     let bounded = async { tokio::time::timeout(CALL_DEADLINE, future).await };
     reactor.block_on(bounded).unwrap_or_else(|_| {
