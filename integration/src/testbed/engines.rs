@@ -25,13 +25,17 @@ const READY_MAX: Duration = Duration::from_secs(60);
 const READY_STEP: Duration = Duration::from_millis(200);
 
 /// Version 2 is understood by containerd 1.7 and, converted, by 2.x. `cedana-runc` has runc's name and our binary,
-/// so that the CRI plugin sends its options.
+/// so that the CRI plugin sends its options. Root without `CAP_SYS_RESOURCE`, as on some machines for development, may
+/// not give a pod the better chances with the OOM killer that it has by default.
 const CONTAINERD_CONFIG: &str = r#"version = 2
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "localhost/cedana/pause:latest"
+  restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "/etc/cni/net.d"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.cedana]
     runtime_type = "io.containerd.cedana.v1"
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.cedana-runc]

@@ -169,7 +169,7 @@ mod tests {
         );
         for expected in [
             "drwxrwxrwt 0/0",
-            "-rwxr-xr-x 0/0                18",
+            " 18 1970-01-01 00:00 bin/busybox",
             "bin/sh -> busybox",
             " etc/passwd",
         ] {
