@@ -72,8 +72,7 @@ impl Owner {
                 Ok(Init::Here { pid, streams, .. }) => {
                     owner.init.pid = pid;
                     owner.init.streams = Some(streams);
-                    owner.watch_exit(None, pid);
-                    owner.watch_oom();
+                    owner.watch_init();
                     owner.started(reply);
                 }
                 Ok(Init::Later(_)) => answer(reply, Err(Error::Internal("the restore was put off twice".to_owned()))),

@@ -256,11 +256,16 @@ async fn run_create(facts: &Facts, prepared: &mut Prepared) -> Result<()> {
 
 /// Takes hold of an init that runc has just made.
 async fn here(facts: &Facts, prepared: Prepared, pid: i32, restored: Option<Restored>) -> Result<Init> {
-    let cgroup = Cgroup::of_pid(pid).map_err(internal("find the container's cgroup"))?;
-    if let Err(error) = cgroup.enable_controllers() {
-        tracing::debug!(id = facts.id, error = chain(&error), "not every cgroup controller could be enabled");
+    match Cgroup::of_pid(pid) {
+        Ok(cgroup) => {
+            if let Err(error) = cgroup.enable_controllers() {
+                tracing::debug!(id = facts.id, error = chain(&error), "not every cgroup controller could be enabled");
+            }
+            let _ = facts.cgroup.set(cgroup);
+        }
+        // It runs all the same; what needs the cgroup says so when it is asked for.
+        Err(error) => tracing::warn!(id = facts.id, error = chain(&error), "the container's cgroup cannot be found"),
     }
-    let _ = facts.cgroup.set(cgroup);
     let streams = prepared.attach(ATTACH_DEADLINE).await.map_err(internal("attach the stdio"))?;
     Ok(Init::Here { pid, streams, restored })
 }

@@ -96,7 +96,7 @@ impl Owner {
         let container_id = self.facts.id.clone();
         let pid = started.pid.unsigned_abs();
         self.facts.events.publish(Event::ExecStarted { container_id, exec_id: id.clone(), pid });
-        self.watch_exit(Some(id), started.pid);
+        self.watch_exec(id, started.pid);
         answer(reply, Ok(started.pid));
     }
 

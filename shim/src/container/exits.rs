@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Message, Owner};
+use crate::cgroup::OomWatch;
 use crate::events::Event;
 use crate::reap::Exit;
 use crate::state::Status;
@@ -11,37 +12,42 @@ use crate::state::Status;
 const LEFTOVERS_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Owner {
-    /// Brings the end of a process into the queue.
-    pub(super) fn watch_exit(&mut self, exec: Option<String>, pid: i32) {
+    /// Brings the end of an exec into the queue.
+    pub(super) fn watch_exec(&mut self, id: String, pid: i32) {
         let watch = self.facts.reaper.watch(pid);
-        if let Ok(process) = self.process(exec.as_deref()) {
+        if let Some(process) = self.execs.get_mut(&id) {
             process.watch = Some(watch.clone());
         }
         let queue = self.queue.clone();
         drop(tokio::spawn(async move {
             let exit = watch.wait().await;
             // An owner that is gone has told its own end already.
-            let _ = queue.send(Message::Exited { exec, exit }).await;
+            let _ = queue.send(Message::Exited { exec: Some(id), exit }).await;
         }));
     }
 
-    /// Brings kills for want of memory into the queue.
-    pub(super) fn watch_oom(&self) {
-        let Some(Ok(mut watch)) = self.facts.cgroup.get().map(crate::cgroup::Cgroup::oom_watch) else {
-            tracing::debug!(id = self.facts.id, "no memory cgroup to watch");
-            return;
-        };
+    /// Brings the end of the init into the queue, and before it every kill for want of memory in the container: who
+    /// reads the events learns the cause first.
+    pub(super) fn watch_init(&mut self) {
+        let exit = self.facts.reaper.watch(self.init.pid);
+        self.init.watch = Some(exit.clone());
+        let mut kills = self.facts.cgroup.get().and_then(|cgroup| cgroup.oom_watch().ok());
         let queue = self.queue.clone();
         drop(tokio::spawn(async move {
-            loop {
+            let exit = loop {
                 tokio::select! {
-                    killed = watch.next() => match killed {
-                        Some(()) => if queue.send(Message::Oom).await.is_err() { return },
-                        None => return,
-                    },
-                    () = queue.closed() => return,
+                    biased;
+                    () = next_kill(&mut kills) => {}
+                    exit = exit.wait() => break exit,
                 }
+                if queue.send(Message::Oom).await.is_err() {
+                    return;
+                }
+            };
+            if kills.as_mut().is_some_and(|kills| kills.is_pending()) {
+                let _ = queue.send(Message::Oom).await;
             }
+            let _ = queue.send(Message::Exited { exec: None, exit }).await;
         }));
     }
 
@@ -102,4 +108,15 @@ impl Owner {
             }
         });
     }
+}
+
+/// The next kill for want of memory; for ever, once there can be no more.
+async fn next_kill(kills: &mut Option<OomWatch>) {
+    if let Some(watch) = kills {
+        if watch.next().await.is_some() {
+            return;
+        }
+        *kills = None;
+    }
+    std::future::pending().await
 }

@@ -35,8 +35,7 @@ pub(super) fn own(facts: Arc<Facts>, init: Init, stdio: StdioRequest) -> Contain
         view,
     };
     if pid > 0 {
-        owner.watch_exit(None, pid);
-        owner.watch_oom();
+        owner.watch_init();
     }
     drop(tokio::spawn(owner.run(inbox)));
     Container { queue, view: receiver, facts }
