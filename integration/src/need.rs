@@ -22,6 +22,8 @@ pub enum Need {
     Crictl,
     /// The crun runtime.
     Crun,
+    /// No controllers in a unified hierarchy that stands beside those of v1: crun works with nothing else.
+    NotHybrid,
     /// Memory, pids and freezer as cgroup v1 hierarchies.
     CgroupV1,
     /// The unified cgroup hierarchy with its controllers.
@@ -100,6 +102,11 @@ fn is_there(need: Need) -> bool {
         Need::Nerdctl => runs("nerdctl", "--version"),
         Need::Crictl => runs("crictl", "--version"),
         Need::Crun => runs("crun", "--version"),
+        Need::NotHybrid => {
+            std::fs::read_to_string("/sys/fs/cgroup/unified/cgroup.controllers")
+                .is_ok_and(|controllers| controllers.trim().is_empty())
+                || Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+        }
         Need::CgroupV1 => Path::new("/sys/fs/cgroup/memory").is_dir(),
         Need::CgroupV2 => Path::new("/sys/fs/cgroup/cgroup.controllers").is_file(),
         Need::Systemd => Path::new("/run/systemd/system").is_dir(),

@@ -278,7 +278,7 @@ fn a_terminal_works_whatever_the_length_of_the_id() -> Result<()> {
     stdout.wait_for("ready\r\n")?;
     let fifos = container.fifos("exec")?;
     let (stdout, _stderr) = fifos.read();
-    let exec = container.add_exec_with(&id, &["tty"], &fifos.names(true), true)?;
+    let exec = container.add_exec_with(&"f".repeat(64), &["tty"], &fifos.names(true), true)?;
     exec.start()?;
     assert_eq!(exec.wait()?, 0);
     exec.delete()?;
