@@ -5,6 +5,15 @@ use std::fs;
 /// The size of a page; resident sizes are counted in these.
 const PAGE_SIZE: u64 = 4096;
 
+/// Where the parent of a vfork waits, by the kernel's function; the names changed over time.
+const VFORK_WAITS: [&str; 4] = ["kernel_clone", "wait_for_vfork_done", "_do_fork", "do_fork"];
+
+/// Where a stopped task waits, by the kernel's function.
+const STOP_WAIT: &str = "do_signal_stop";
+
+/// Looking at a thread costs 10 µs; a process with more threads than this is not one that starts programs all the time.
+const THREADS_MAX: usize = 1024;
+
 /// The memory that is present, in bytes, all processes together. Shared pages count for each.
 pub fn resident_bytes(pids: &[i32]) -> u64 {
     let pages = |pid: &i32| {
@@ -22,14 +31,32 @@ pub fn state(pid: i32) -> Option<char> {
     parse_stat(&stat(pid)?).map(|(state, _)| state)
 }
 
-/// Whether a signal stopped it.
+/// Whether a signal stopped it. What is stopped and frozen calls itself D, like all that is frozen under cgroup v1, and
+/// only what it waits in tells it apart.
 pub fn is_stopped(pid: i32) -> bool {
-    state(pid) == Some('T')
+    let waits_in = || fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+    match state(pid) {
+        Some('T') => true,
+        Some('D') => waits_in().trim_end() == STOP_WAIT,
+        _ => false,
+    }
 }
 
 /// Whether it is neither gone nor a zombie.
 pub fn is_running(pid: i32) -> bool {
     state(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// Whether a thread of it waits for a child of its own vfork (or posix_spawn) to execute. A kernel that hides what tasks
+/// wait for answers no.
+pub fn is_vforking(pid: i32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return false;
+    };
+    threads.flatten().take(THREADS_MAX).any(|thread| {
+        fs::read_to_string(thread.path().join("wchan"))
+            .is_ok_and(|wait| VFORK_WAITS.contains(&wait.trim_end()))
+    })
 }
 
 /// Its parent, in our pid namespace.
@@ -80,6 +107,12 @@ mod tests {
         assert_eq!(parse_inner_pid("Pid:\t812\nNSpid:\t812\t7\n"), Some(7));
         assert_eq!(parse_inner_pid("Pid:\t812\nNSpid:\t812\n"), Some(812));
         assert_eq!(parse_inner_pid("Pid:\t812\n"), None);
+    }
+
+    #[test]
+    fn we_are_not_in_a_vfork() {
+        assert!(!is_vforking(std::process::id().cast_signed()));
+        assert!(!is_vforking(i32::MAX));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use config::{NetworkLock, Tcp};
 use nix::sys::signal::Signal;
+use tokio::time::sleep;
 
 use super::{DumpCause, DumpJob, Dumping};
 use crate::cgroup::CgroupError;
@@ -23,6 +24,13 @@ const STAGING: &str = ".cedana-partial";
 
 /// CRIU's own limit for getting the tasks to stand is 10 s; a task in uninterruptible sleep delays it.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// From vfork to exec takes a fraction of a millisecond.
+const VFORK_TIME: Duration = Duration::from_millis(1);
+
+/// A container that starts programs without a pause is in a vfork at half of all times; a second of tries finds the
+/// other half.
+const VFORK_ATTEMPTS: u32 = 200;
 
 /// What a dump of nothing may take on the slowest host that was seen (software emulation), with room.
 const DEADLINE_MIN: Duration = Duration::from_secs(60);
@@ -96,20 +104,40 @@ impl<'j> Dumping<'j> {
     }
 
     pub(super) async fn freeze(&mut self) -> Result<(), DumpCause> {
-        if self.job.cgroup.is_frozen() {
-            return Ok(());
-        }
-        // Set before: a freeze that fails half-way is thawed as well.
-        self.froze = true;
-        match self.job.cgroup.freeze(FREEZE_DEADLINE).await {
-            // CRIU stops the tasks one by one then, which only takes longer.
-            Err(CgroupError::Unsupported(why)) => {
-                tracing::warn!(id = self.job.id, why, "dumping without a freezer");
-                self.froze = false;
-                Ok(())
+        let cgroup = &self.job.cgroup;
+        if !cgroup.is_frozen() {
+            // Set before: a freeze that fails half-way is thawed as well.
+            self.froze = true;
+            match cgroup.freeze(FREEZE_DEADLINE).await {
+                // CRIU stops the tasks one by one then, which only takes longer.
+                Err(CgroupError::Unsupported(why)) => {
+                    tracing::warn!(id = self.job.id, why, "dumping without a freezer");
+                    self.froze = false;
+                    return Ok(());
+                }
+                result => result?,
             }
-            result => Ok(result?),
         }
+        self.leave_vforks().await
+    }
+
+    /// Lets a frozen container run on until no process of it is in the middle of a vfork. CRIU stops the child, the
+    /// parent waits for the child and cannot be stopped, and after 10 s CRIU gives up (a shell that starts programs in a
+    /// loop: one dump in fifty).
+    async fn leave_vforks(&mut self) -> Result<(), DumpCause> {
+        let cgroup = &self.job.cgroup;
+        for attempt in 0..VFORK_ATTEMPTS {
+            if !self.pids().into_iter().any(proc::is_vforking) {
+                return Ok(());
+            }
+            tracing::debug!(id = self.job.id, attempt, "a process is in the middle of a vfork");
+            cgroup.thaw(FREEZE_DEADLINE).await?;
+            sleep(VFORK_TIME).await;
+            cgroup.freeze(FREEZE_DEADLINE).await?;
+        }
+        // A child that does not execute for so long may be gone when CRIU gets there, and if not, CRIU says so.
+        tracing::warn!(id = self.job.id, "a process does not get out of its vfork");
+        Ok(())
     }
 
     pub(super) fn look_at_connections(&mut self) -> Result<(), DumpCause> {
@@ -346,7 +374,11 @@ impl<'j> Dumping<'j> {
 
     /// Whether the container ends with the dump.
     fn exits(&self) -> bool {
-        if self.job.options.said { self.job.options.exit } else { !self.job.settings.leave_running }
+        if self.job.options.said {
+            self.job.options.exit
+        } else {
+            !self.job.settings.leave_running
+        }
     }
 
     fn tcp(&self) -> Tcp {
