@@ -66,8 +66,8 @@ pub const DOCKERD: Engine = Engine {
     arguments: &["--containerd", "/run/containerd/containerd.sock", "--debug"],
 };
 
-/// Writes both engines' configuration.
-pub fn configure() -> Result<()> {
+/// The files that configure both engines and their clients: path and text.
+pub fn configuration() -> [(&'static str, String); 4] {
     // No bridge and no packet filter: containers of the tests need neither, and a kernel may lack them. Docker calls
     // checkpoints experimental. Names of foreign runtimes are understood since Docker 23.
     let docker = json!({
@@ -77,7 +77,7 @@ pub fn configure() -> Result<()> {
         "experimental": true,
         "runtimes": { "cedana": { "runtimeType": "io.containerd.cedana.v1" } },
     });
-    for (path, text) in [
+    [
         ("/etc/containerd/config.toml", CONTAINERD_CONFIG.to_owned()),
         ("/etc/docker/daemon.json", docker.to_string()),
         (
@@ -88,7 +88,12 @@ pub fn configure() -> Result<()> {
             "/etc/hosts",
             "127.0.0.1 localhost testbed\n::1 localhost\n".to_owned(),
         ),
-    ] {
+    ]
+}
+
+/// Writes them.
+pub fn configure() -> Result<()> {
+    for (path, text) in configuration() {
         let directory = Path::new(path).parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
         fs::write(path, text).with_context(|| format!("write {path}"))?;

@@ -22,6 +22,7 @@ pub mod machine;
 pub mod monitor;
 pub mod session;
 pub mod wire;
+pub mod workspace;
 
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -32,6 +33,7 @@ use super::command::RunArgs;
 use super::instance;
 use machine::{Boot, Machine};
 use wire::Request;
+use workspace::Workspace;
 
 /// The argument that makes this program the one that runs the command inside.
 pub const AGENT_ARGUMENT: &str = "--agent-of-machine";
@@ -41,11 +43,12 @@ pub const PREPARE_ARGUMENT: &str = "--prepare-machine";
 
 /// Runs the command in a machine of its own; returns its exit status, as a shell would tell it.
 pub fn run(args: &RunArgs) -> Result<u8> {
-    let image = image::ensure()?;
+    let workspace = Workspace::make()?;
+    let image = image::ensure(&workspace)?;
     // Before the first thread and the first child, so that a Ctrl-C at any time finds the machine taken down.
     let signals = session::block_signals()?;
-    let mut machine = Machine::start(&image, Boot::Saved)?;
-    session::run(&mut machine, signals, &request(args)?)
+    let machine = Machine::start(&image, Boot::Saved, workspace.path())?;
+    session::run(&machine, signals, &workspace.copy_program()?, &request(args)?)
 }
 
 /// What the guest is told: everything it needs to look like the host to the command, but for the engines.

@@ -14,11 +14,12 @@ use anyhow::{Context, Result, bail};
 use super::launcher;
 use super::machine::{Boot, DISK, INITRD, KERNEL, MACHINE_VERSION, Machine};
 use super::monitor;
+use super::workspace::Workspace;
 use crate::testbed::report::say;
 use crate::testbed::suite::Suite;
 use crate::testbed::{apt, cache, engines, rootfs};
 
-/// Raised when what is put into the disk changes without a change of the files named in [`ensure`].
+/// Raised when what is put into the disk changes without a change of what [`ensure`] names.
 const IMAGE_VERSION: u32 = 1;
 
 /// Sparse: what is not used is not there.
@@ -31,7 +32,9 @@ const BOOT_MAX: Duration = Duration::from_secs(600);
 const PREPARE_MAX: Duration = Duration::from_secs(600);
 
 /// The cached machine, built if it is not there.
-pub fn ensure() -> Result<PathBuf> {
+///
+/// `workspace` is where the machine that is saved runs meanwhile.
+pub fn ensure(workspace: &Workspace) -> Result<PathBuf> {
     apt::need(&[
         ("qemu-system-x86_64", "qemu-system-x86"),
         ("mke2fs", "e2fsprogs"),
@@ -40,18 +43,18 @@ pub fn ensure() -> Result<PathBuf> {
     let root = rootfs::ensure(&Suite::Vm.recipe())?;
     // Whatever is in a saved machine has a part in its name, and so has the QEMU that can read it.
     let parts = format!(
-        "{IMAGE_VERSION} {MACHINE_VERSION} {} {} {} {}",
+        "{IMAGE_VERSION} {MACHINE_VERSION} {} {} {} {:?}",
         root.display(),
         qemu_version()?,
         include_str!("launcher.rs"),
-        include_str!("../engines.rs"),
+        engines::configuration(),
     );
     let place = cache::place("vm", &parts)?;
-    cache::built(&place, |partial| build(&root, partial))?;
+    cache::built(&place, |partial| build(&root, partial, workspace))?;
     Ok(place)
 }
 
-fn build(root: &Path, image: &Path) -> Result<()> {
+fn build(root: &Path, image: &Path, workspace: &Workspace) -> Result<()> {
     say("making the machine's disk, booting it and saving what has booted; once, about two minutes");
     fs::create_dir_all(image).with_context(|| format!("make {}", image.display()))?;
     let tree = image.join("tree");
@@ -79,7 +82,7 @@ fn build(root: &Path, image: &Path) -> Result<()> {
         .arg(image.join(DISK))
         .arg(DISK_SIZE))?;
     fs::remove_dir_all(&tree).with_context(|| format!("remove {}", tree.display()))?;
-    first_boot(image)
+    first_boot(image, workspace)
 }
 
 /// Puts into the tree what makes it a machine of the testbed.
@@ -129,14 +132,13 @@ fn newest(directory: &Path, prefix: &str) -> Result<PathBuf> {
         .with_context(|| format!("find {prefix}* in {}", directory.display()))
 }
 
-fn first_boot(image: &Path) -> Result<()> {
-    let program = std::env::current_exe().context("find this program")?;
-    let machine = Machine::start(image, Boot::Cold)?;
+fn first_boot(image: &Path, workspace: &Workspace) -> Result<()> {
+    let machine = Machine::start(image, Boot::Cold, workspace.path())?;
     let said = machine.line(BOOT_MAX)?;
     if said != launcher::UP {
         bail!("boot the machine: it says {said:?}; {}", machine.last_words());
     }
-    machine.tell(&launcher::prepare(&program))?;
+    machine.tell(&launcher::prepare(&workspace.copy_program()?))?;
     let said = machine.line(PREPARE_MAX)?;
     if said != launcher::PREPARED {
         bail!("prepare the machine: it says {said:?}; {}", machine.last_words());

@@ -5,13 +5,12 @@ use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tempfile::TempDir;
 
 /// Names in an image's directory: QEMU is started there, and gets no path.
 pub const DISK: &str = "disk.img";
@@ -57,20 +56,19 @@ pub struct Machine {
     pub agent: UnixStream,
     /// QEMU's control socket.
     pub monitor: UnixStream,
-    logs: TempDir,
+    logs: PathBuf,
 }
 
 impl Machine {
-    /// Starts the image in that directory. It may take a while until the guest answers.
-    pub fn start(image: &Path, boot: Boot) -> Result<Self> {
-        let logs = tempfile::tempdir().context("make a directory for the machine's logs")?;
-        let complaints = File::create(logs.path().join(COMPLAINTS)).context("make a log for QEMU")?;
+    /// Starts the image in that directory; its logs are written to `logs`. It may take a while until the guest answers.
+    pub fn start(image: &Path, boot: Boot, logs: &Path) -> Result<Self> {
+        let complaints = File::create(logs.join(COMPLAINTS)).context("make a log for QEMU")?;
         let (agent, agent_inside) = UnixStream::pair().context("make a socket pair")?;
         let (monitor, monitor_inside) = UnixStream::pair().context("make a socket pair")?;
         // setpriv has the kernel kill QEMU when this thread, which is the testbed's first, dies.
         let process = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
-            .args(arguments(boot, &logs.path().join(CONSOLE)))
+            .args(arguments(boot, &logs.join(CONSOLE)))
             .current_dir(image)
             .stdin(OwnedFd::from(agent_inside))
             .stdout(OwnedFd::from(monitor_inside))
@@ -83,7 +81,7 @@ impl Machine {
             process: Arc::new(Mutex::new(process)),
             agent,
             monitor,
-            logs,
+            logs: logs.to_owned(),
         })
     }
 
@@ -123,7 +121,7 @@ impl Machine {
 
     /// What it and QEMU said last, for an error message.
     pub fn last_words(&self) -> String {
-        let end = |name: &str| last_lines(&fs::read(self.logs.path().join(name)).unwrap_or_default());
+        let end = |name: &str| last_lines(&fs::read(self.logs.join(name)).unwrap_or_default());
         format!("QEMU said:\n{}\nits console:\n{}", end(COMPLAINTS), end(CONSOLE))
     }
 

@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -57,22 +58,22 @@ fn parse_size(said: &str) -> Option<Size> {
     })
 }
 
-/// Runs the request in the machine, and returns its exit status. The machine is of no use afterwards.
-pub fn run(machine: &mut Machine, signals: SignalFd, request: &Request) -> Result<u8> {
+/// Runs the request in the machine by the agent in `program`, and returns its exit status. The machine is of no use
+/// afterwards.
+pub fn run(machine: &Machine, signals: SignalFd, program: &Path, request: &Request) -> Result<u8> {
     let speaker = Speaker(Arc::new(Mutex::new(machine.agent.try_clone()?)));
     let ended_by = Arc::new(AtomicI32::new(0));
     watch_signals(signals, machine.switch(), speaker.clone(), Arc::clone(&ended_by));
-    let status = converse(machine, &speaker, request);
+    let status = converse(machine, &speaker, program, request);
     match (ended_by.load(Ordering::Acquire), status) {
         // A shell tells of its own end by a signal in this way, too.
         (signal, _) if signal != 0 => Ok(128 + signal as u8),
-        (_, status) => status.with_context(|| "run the command in the machine".to_owned()),
+        (_, status) => status.context("run the command in the machine"),
     }
 }
 
-fn converse(machine: &Machine, speaker: &Speaker, request: &Request) -> Result<u8> {
-    let program = std::env::current_exe().context("find this program")?;
-    machine.tell(&launcher::become_agent(&program, SystemTime::now()))?;
+fn converse(machine: &Machine, speaker: &Speaker, program: &Path, request: &Request) -> Result<u8> {
+    machine.tell(&launcher::become_agent(program, SystemTime::now()))?;
     let mut agent = &machine.agent;
     agent.set_read_timeout(Some(READY_MAX))?;
     match Frame::read(&mut agent) {
