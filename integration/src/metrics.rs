@@ -73,7 +73,6 @@ fn of_v2(metrics: &v2::Metrics) -> Result<Stats> {
 }
 
 /// `cgroups/cgroup1/stats/metrics.proto`, the fields above.
-#[expect(missing_docs, reason = "the names are those of the proto file")]
 mod v1 {
     #[derive(Clone, PartialEq, prost::Message)]
     pub struct Metrics {
@@ -113,7 +112,6 @@ mod v1 {
 }
 
 /// `cgroups/cgroup2/stats/metrics.proto`, the fields above.
-#[expect(missing_docs, reason = "the names are those of the proto file")]
 mod v2 {
     #[derive(Clone, PartialEq, prost::Message)]
     pub struct Metrics {
