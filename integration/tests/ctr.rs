@@ -82,11 +82,7 @@ fn a_container_in_the_background_is_listed_entered_killed_and_removed() -> Resul
             .is_ok_and(|told| told.contains("STOPPED"))
     };
     eventually("the task stops", SHORT, is_stopped)?;
-    assert_eq!(
-        host.ctr(&["tasks", "rm", "c"])?.code,
-        137,
-        "ctr passes the status on"
-    );
+    host.ctr(&["tasks", "rm", "c"])?.ok()?;
     host.ctr(&["containers", "rm", "c"])?.ok()?;
     host.assert_clean()
 }
