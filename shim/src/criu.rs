@@ -13,6 +13,7 @@ pub mod proc;
 pub mod stray;
 pub mod telling;
 mod version;
+pub mod work;
 
 use std::fs;
 use std::io;

@@ -117,7 +117,7 @@ fn before_commit() -> [Phase<Restoring, RestoreCause>; 6] {
         Phase {
             name: "prepare directories",
             act: |restore| Box::pin(async { restore.prepare_directories() }),
-            undo: Some(|restore| Box::pin(async { restore.put_away() })),
+            undo: Some(|restore| Box::pin(async { restore.remove_directories() })),
         },
         Phase {
             name: "configure criu",

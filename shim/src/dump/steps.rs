@@ -16,7 +16,7 @@ use crate::criu::conf::{self, Options, Request};
 use crate::criu::logs::Keeper;
 use crate::criu::manifest::{self, Manifest};
 use crate::criu::telling;
-use crate::criu::{Criu, connections, culprits, images, proc, stray};
+use crate::criu::{Criu, connections, culprits, images, proc, stray, work};
 use crate::runc::{Call, RuncError};
 
 /// The images before the commit, inside the image directory so that a rename is all the commit takes.
@@ -53,7 +53,7 @@ impl<'j> Dumping<'j> {
             job.options.image_path.clone()
         };
         let work = match job.options.work_path.as_str() {
-            "" => job.bundle.join("criu-work"),
+            "" => work::dir(&job.bundle),
             path => path.into(),
         };
         Self {
@@ -86,14 +86,12 @@ impl<'j> Dumping<'j> {
             remove_tree(&self.staging)?;
             fs::create_dir(&self.staging).map_err(DumpCause::files("make", &self.staging))?;
         }
-        if self.owns_work() {
-            remove_tree(&self.work)?;
-        }
-        fs::create_dir_all(&self.work).map_err(DumpCause::files("make", &self.work))
+        work::make(&self.work, self.owns_work()).map_err(DumpCause::files("make", &self.work))
     }
 
     pub(super) fn remove_directories(&mut self) -> Result<(), DumpCause> {
-        let work = self.put_away();
+        let work = work::remove_after_kill(&self.work, self.owns_work())
+            .map_err(DumpCause::files("remove what criu left in", &self.work));
         if self.staged() {
             remove_tree(&self.staging)?;
         }
@@ -357,11 +355,10 @@ impl<'j> Dumping<'j> {
     }
 
     pub(super) fn put_away(&mut self) -> Result<(), DumpCause> {
-        if self.owns_work() {
-            remove_tree(&self.work)
-        } else {
-            Ok(())
+        if !self.owns_work() {
+            return Ok(());
         }
+        work::remove(&self.work).map_err(DumpCause::files("remove", &self.work))
     }
 
     /// Init first: the others are looked for in its namespaces.

@@ -14,7 +14,7 @@ use crate::criu::conf::{self, Options, Request};
 use crate::criu::images::{self, Summary};
 use crate::criu::logs::Keeper;
 use crate::criu::manifest::{self, Manifest};
-use crate::criu::{Criu, stray, telling};
+use crate::criu::{Criu, stray, telling, work};
 use crate::error::chain;
 use crate::runc::{Call, RuncError};
 
@@ -30,7 +30,7 @@ const DELETE_DEADLINE: Duration = Duration::from_secs(30);
 impl Restoring {
     pub(super) fn new(job: RestoreJob) -> Self {
         let owns_work = job.work_path.is_none();
-        let work = job.work_path.unwrap_or_else(|| job.bundle.join("criu-work"));
+        let work = job.work_path.unwrap_or_else(|| work::dir(&job.bundle));
         Self {
             runc: job.runc,
             namespace: job.namespace,
@@ -64,20 +64,21 @@ impl Restoring {
     }
 
     pub(super) fn prepare_directories(&mut self) -> Result<(), RestoreCause> {
-        if self.owns_work {
-            remove_tree(&self.work)?;
-        }
-        fs::create_dir_all(&self.work).map_err(RestoreCause::files("make", &self.work))?;
+        work::make(&self.work, self.owns_work).map_err(RestoreCause::files("make", &self.work))?;
         // A pid of an earlier attempt would be taken for the restored one.
         remove_file(&self.pid_file())
     }
 
     pub(super) fn put_away(&mut self) -> Result<(), RestoreCause> {
-        if self.owns_work {
-            remove_tree(&self.work)
-        } else {
-            Ok(())
+        if !self.owns_work {
+            return Ok(());
         }
+        work::remove(&self.work).map_err(RestoreCause::files("remove", &self.work))
+    }
+
+    pub(super) fn remove_directories(&mut self) -> Result<(), RestoreCause> {
+        work::remove_after_kill(&self.work, self.owns_work)
+            .map_err(RestoreCause::files("remove what criu left in", &self.work))
     }
 
     pub(super) fn configure(&mut self) -> Result<(), RestoreCause> {
@@ -193,12 +194,12 @@ impl Restoring {
             }
         }
         // runc binds the root file system there for CRIU, and forgets it when it is killed.
-        if let Err(errors) = mounts::unmount_recursive(&state.join("criu-root")) {
-            remains.extend(errors.iter().map(|error| chain(error)));
+        match mounts::unmount_recursive(&state.join("criu-root")) {
+            Ok(()) => remains.extend(remove_tree(&state).err().map(|error| chain(&error))),
+            // With the mount in it, removing the state would empty the root file system.
+            Err(errors) => remains.extend(errors.iter().map(|error| chain(error))),
         }
-        for result in [remove_tree(&state), remove_file(&self.pid_file())] {
-            remains.extend(result.err().map(|error| chain(&error)));
-        }
+        remains.extend(remove_file(&self.pid_file()).err().map(|error| chain(&error)));
         if remains.is_empty() {
             Ok(())
         } else {
