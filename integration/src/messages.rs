@@ -414,3 +414,9 @@ pub struct CheckpointTaskRequest {
     #[prost(message, optional, tag = "3")]
     pub options: Option<Any>,
 }
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CheckpointTaskResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub descriptors: Vec<Descriptor>,
+}

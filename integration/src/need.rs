@@ -32,11 +32,26 @@ pub enum Need {
     Systemd,
     /// A CRIU that can be run.
     Criu,
+    /// A CRIU that can save network sockets on every kernel: older ones cannot from kernel 6.16 on.
+    CriuSockets,
+    /// A `ctr` that sends checkpoint options under the name of the runtime under test: before containerd 2 it does so
+    /// only under the name of containerd's own.
+    CheckpointOptions,
 }
 
 /// What each suite of the testbed promises.
 const PROMISES: &[(&str, &[Need])] = &[
-    ("forky", &[Need::Docker, Need::Crun, Need::CgroupV1, Need::Criu]),
+    (
+        "forky",
+        &[
+            Need::Docker,
+            Need::Crun,
+            Need::CgroupV1,
+            Need::Criu,
+            Need::CriuSockets,
+            Need::CheckpointOptions,
+        ],
+    ),
     ("trixie", &[Need::Docker, Need::Crun, Need::CgroupV1, Need::Criu]),
     (
         "latest",
@@ -111,6 +126,10 @@ fn is_there(need: Need) -> bool {
         Need::CgroupV2 => Path::new("/sys/fs/cgroup/cgroup.controllers").is_file(),
         Need::Systemd => Path::new("/run/systemd/system").is_dir(),
         Need::Criu => runs("criu", "--version"),
+        Need::CriuSockets => version("criu").is_some_and(|version| version >= (4, 2)),
+        Need::CheckpointOptions => {
+            runtime() != OUR_RUNTIME || version("ctr").is_some_and(|version| version >= (2, 0))
+        }
     }
 }
 
@@ -119,6 +138,21 @@ fn runs(program: &str, flag: &str) -> bool {
         .arg(flag)
         .output()
         .is_ok_and(|output| output.status.success())
+}
+
+/// The first two numbers of what a program says its version is.
+fn version(program: &str) -> Option<(u32, u32)> {
+    let output = Command::new(program).arg("--version").output().ok()?;
+    version_in(&String::from_utf8_lossy(&output.stdout))
+}
+
+fn version_in(text: &str) -> Option<(u32, u32)> {
+    let word = text.split_whitespace().map(|word| word.trim_start_matches('v'));
+    let mut numbers = word
+        .into_iter()
+        .find(|word| word.starts_with(|first: char| first.is_ascii_digit()))?
+        .split(|separator: char| !separator.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 fn variable(name: &str) -> Option<String> {
@@ -134,5 +168,17 @@ mod tests {
         assert!(promised("forky", Need::Docker));
         assert!(!promised("forky", Need::Systemd));
         assert!(!promised("host", Need::Docker));
+    }
+
+    #[test]
+    fn a_version_is_found_in_what_a_program_says() {
+        for (text, expected) in [
+            ("Version: 4.2.1\n", Some((4, 2))),
+            ("ctr github.com/containerd/containerd 1.7.24~ds1", Some((1, 7))),
+            ("ctr github.com/containerd/containerd/v2 v2.3.4", Some((2, 3))),
+            ("no number", None),
+        ] {
+            assert_eq!(version_in(text), expected, "{text}");
+        }
     }
 }

@@ -4,13 +4,17 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::container::Container;
+use crate::host::Host;
 use crate::messages as msg;
 use crate::stdio::{Fifos, Output, StreamNames};
 use crate::task_api::Answer;
 use crate::workload::Workload;
+
+/// How the type of a dump in the content store ends.
+pub const DUMP_TYPE: &str = "checkpoint.criu.tar";
 
 /// A shell that answers each line with the number of lines so far, and the line.
 pub fn counter() -> Workload {
@@ -91,18 +95,41 @@ impl Spoken {
     }
 }
 
+/// Dumps by the Task API into the content store, and deletes the task that the dump ended.
+///
+/// # Errors
+/// The dump fails or the task does not end.
+pub fn dump_with_exit(host: &Host, container: &Container) -> Result<msg::Descriptor> {
+    let options = msg::CheckpointOptions {
+        exit: true,
+        ..Default::default()
+    };
+    let parts = container.api().checkpoint(container.id(), Some(&options))?;
+    let dump = parts
+        .into_iter()
+        .find(|part| part.media_type.ends_with(DUMP_TYPE));
+    let dump = dump.context("no dump among what the checkpoint left in the content store")?;
+    // Nothing refers to it yet, and what nothing refers to is collected as garbage.
+    let _said = host
+        .ctr(&["content", "label", &dump.digest, "containerd.io/gc.root=test"])?
+        .ok()?;
+    let _status = container.wait()?;
+    let _status = container.delete()?;
+    Ok(dump)
+}
+
 /// Dumps by the Task API to a path, which it returns, and deletes the task that the dump ended.
 ///
 /// # Errors
 /// The dump fails or the task does not end.
-pub fn dump_with_exit(container: &Container) -> Result<PathBuf> {
+pub fn dump_to_path_with_exit(container: &Container) -> Result<PathBuf> {
     let images = container.scratch("images");
     let options = msg::CheckpointOptions {
         exit: true,
         image_path: images.display().to_string(),
         ..Default::default()
     };
-    container.api().checkpoint(container.id(), Some(&options))?;
+    let _nothing = container.api().checkpoint(container.id(), Some(&options))?;
     let _status = container.wait()?;
     let _status = container.delete()?;
     Ok(images)

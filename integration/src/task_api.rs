@@ -182,8 +182,9 @@ impl TaskApi {
         .map(|_: msg::Empty| ())
     }
 
-    /// Dumps the task, with runc's options or with none.
-    pub fn checkpoint(&self, id: &str, options: Option<&msg::CheckpointOptions>) -> Answer<()> {
+    /// Dumps the task, with runc's options or with none; returns what is in the content store now, which is nothing
+    /// when the dump went to a path.
+    pub fn checkpoint(&self, id: &str, options: Option<&msg::CheckpointOptions>) -> Answer<Vec<msg::Descriptor>> {
         let options = options.map(|options| prost_types::Any {
             type_url: "containerd.runc.v1.CheckpointOptions".to_owned(),
             value: options.encode_to_vec(),
@@ -192,7 +193,8 @@ impl TaskApi {
             container_id: id.to_owned(),
             options,
         };
-        self.call(TASKS, "Checkpoint", request).map(|_: msg::Empty| ())
+        self.call(TASKS, "Checkpoint", request)
+            .map(|answer: msg::CheckpointTaskResponse| answer.descriptors)
     }
 
     /// Every process of the task, execs marked.

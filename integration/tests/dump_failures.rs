@@ -11,7 +11,7 @@ use integration::host::Host;
 use integration::messages as msg;
 use integration::messages::Status;
 use integration::need;
-use integration::spoken::{Spoken, counter, dump_with_exit, from_path};
+use integration::spoken::{Spoken, counter, dump_to_path_with_exit, from_path};
 use integration::stdio::StreamNames;
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
@@ -85,7 +85,12 @@ fn kept_log(error: &str) -> Result<PathBuf> {
         .split("the log is ")
         .nth(1)
         .with_context(|| format!("no log named in {error}"))?;
-    Ok(path.split([';', '\n', '"']).next().unwrap_or(path).trim().into())
+    Ok(path
+        .split([';', ':', '\n', '"'])
+        .next()
+        .unwrap_or(path)
+        .trim()
+        .into())
 }
 
 #[test]
@@ -187,8 +192,9 @@ fn failed_dump_of_a_paused_container_leaves_it_paused() -> Result<()> {
 }
 
 #[test]
-fn failed_dump_with_exit_ends_nothing() -> Result<()> {
+fn failed_dump_to_path_with_exit_ends_nothing() -> Result<()> {
     need!(Criu, "dumps");
+    need!(CheckpointOptions, "says what it wants by ctr");
     let host = host()?;
     let mut talker = holding(&host, "connection")?;
     let said = host.ctr(&["tasks", "checkpoint", "--exit", "c"])?;
@@ -201,6 +207,7 @@ fn failed_dump_with_exit_ends_nothing() -> Result<()> {
 #[test]
 fn full_disk_fails_the_dump_and_not_the_container() -> Result<()> {
     need!(Criu, "dumps");
+    need!(CheckpointOptions, "says what it wants by ctr");
     let host = host()?;
     let mut talker = Talker::run(&host, "c", WORKLOAD, &["memory", "16"], &[])?;
     let small = SmallDisk::mount(host.dir().join("small"))?;
@@ -268,10 +275,11 @@ impl Drop for SmallDisk {
 #[test]
 fn failed_restore_leaves_no_task_and_works_once_the_cause_is_gone() -> Result<()> {
     need!(Criu, "dumps");
+    need!(CheckpointOptions, "spoils the images at their path");
     let host = Host::new()?;
     let first = Spoken::run(host.container("c", counter())?)?;
     first.says("one", "1 one")?;
-    let images = dump_with_exit(&first.container)?;
+    let images = dump_to_path_with_exit(&first.container)?;
     let hidden = images.with_extension("hidden");
     let core = images.join("core-1.img");
     fs::rename(&core, &hidden)?;

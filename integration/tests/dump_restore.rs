@@ -9,7 +9,7 @@ use integration::host::Host;
 use integration::messages as msg;
 use integration::messages::Status;
 use integration::need;
-use integration::spoken::{Spoken, counter, dump_with_exit, from_path};
+use integration::spoken::{DUMP_TYPE, Spoken, counter, dump_to_path_with_exit, dump_with_exit};
 use integration::stdio::StreamNames;
 use integration::workload::Workload;
 
@@ -40,7 +40,7 @@ fn dump_in(host: &Host, printed: &str) -> Result<msg::Descriptor> {
     let is_dump = |part: &&serde_json::Value| {
         part["mediaType"]
             .as_str()
-            .is_some_and(|kind| kind.ends_with("checkpoint.criu.tar"))
+            .is_some_and(|kind| kind.ends_with(DUMP_TYPE))
     };
     let dump = parts
         .iter()
@@ -78,6 +78,7 @@ fn checkpoint_leaves_the_container_running() -> Result<()> {
 #[test]
 fn checkpoint_with_exit_ends_the_container() -> Result<()> {
     need!(Criu, "dumps");
+    need!(CheckpointOptions, "says what it wants by ctr");
     let host = Host::new()?;
     let events = host.events()?;
     let first = Spoken::run(host.container("c", counter())?)?;
@@ -97,6 +98,7 @@ fn checkpoint_with_exit_ends_the_container() -> Result<()> {
 #[test]
 fn whole_checkpoint_comes_back_under_another_id_and_under_its_own() -> Result<()> {
     need!(Criu, "dumps");
+    need!(CriuSockets, "the tree listens");
     let host = host()?;
     let mut first = Talker::run(&host, "first", WORKLOAD, &["tree"], &[])?;
     assert_eq!(first.check()?, 1);
@@ -115,6 +117,7 @@ fn whole_checkpoint_comes_back_under_another_id_and_under_its_own() -> Result<()
 #[test]
 fn restored_socket_accepts_connections() -> Result<()> {
     need!(Criu, "dumps");
+    need!(CriuSockets, "the tree listens");
     let host = host()?;
     let mut talker = Talker::run(&host, "c", WORKLOAD, &["tree"], &[])?;
     assert_eq!(talker.ask("connect")?, "ok 1");
@@ -155,6 +158,7 @@ fn file_locks_need_no_option() -> Result<()> {
 #[test]
 fn dump_restore_and_dump_again_five_times() -> Result<()> {
     need!(Criu, "dumps");
+    need!(CriuSockets, "the tree listens");
     let host = host()?;
     let mut talker = Talker::run(&host, "c", WORKLOAD, &["tree"], &[])?;
     for round in 1..=5 {
@@ -171,6 +175,7 @@ fn dump_restore_and_dump_again_five_times() -> Result<()> {
 #[test]
 fn image_path_gets_the_images_and_work_path_the_log() -> Result<()> {
     need!(Criu, "dumps");
+    need!(CheckpointOptions, "says what it wants by ctr");
     let host = host()?;
     let talker = Talker::run(&host, "c", WORKLOAD, &["memory", "1"], &[])?;
     let (images, work) = (host.dir().join("images"), host.dir().join("work"));
@@ -199,10 +204,11 @@ fn checkpoint_to(host: &Host, images: &Path, work: &Path) -> Result<()> {
 #[test]
 fn image_path_is_what_criu_image_path_restores_from() -> Result<()> {
     need!(Criu, "dumps");
+    need!(CheckpointOptions, "says where the images are");
     let host = Host::new()?;
     let first = Spoken::run(host.container("c", counter())?)?;
     first.says("one", "1 one")?;
-    let images = dump_with_exit(&first.container)?;
+    let images = dump_to_path_with_exit(&first.container)?;
     let second = Spoken::restore_from(first.container, &images)?;
     second.says("two", "2 two")
 }
@@ -213,8 +219,8 @@ fn create_of_a_restore_knows_the_pid() -> Result<()> {
     need!(Criu, "dumps");
     let host = Host::new()?;
     let container = host.run(Workload::forever())?;
-    let images = dump_with_exit(&container)?;
-    let pid = container.create_with(&StreamNames::default(), Some(&from_path(&images)))?;
+    let dump = dump_with_exit(&host, &container)?;
+    let pid = container.create_from(&StreamNames::default(), dump)?;
     ensure!(
         Path::new(&format!("/proc/{pid}/ns/net")).exists(),
         "create says {pid}, which does not live"
@@ -230,14 +236,14 @@ fn create_of_a_restore_knows_the_pid() -> Result<()> {
 fn restore_that_is_never_started_goes_away() -> Result<()> {
     need!(Criu, "dumps");
     let host = Host::new()?;
-    let first = Spoken::run(host.container("c", counter())?)?;
-    let images = dump_with_exit(&first.container)?;
-    let options = from_path(&images);
-    let _pid = first
-        .container
-        .create_with(&StreamNames::default(), Some(&options))?;
-    let _killed = first.container.kill(9);
-    let _status = first.container.delete()?;
+    let container = host.run(Workload::forever())?;
+    let dump = dump_with_exit(&host, &container)?;
+    let _pid = container.create_from(&StreamNames::default(), dump)?;
+    // Containerd's own shim has nothing to kill yet.
+    if container.kill(9).is_ok() {
+        let _status = container.wait()?;
+    }
+    let _status = container.delete()?;
     host.assert_clean()
 }
 
@@ -249,8 +255,8 @@ fn terminal_comes_back() -> Result<()> {
     let first = Spoken::run(host.container("c", Workload::shell(script).terminal())?)?;
     host.api().resize("c", "", 90, 30)?;
     first.says("one", "1 30 90 /dev/pts/0")?;
-    let images = dump_with_exit(&first.container)?;
-    let second = Spoken::restore_from(first.container, &images)?;
+    let dump = dump_with_exit(&host, &first.container)?;
+    let second = Spoken::restore(first.container, dump)?;
     second.says("two", "2 30 90 /dev/pts/0")?;
     host.api().resize("c", "", 100, 40)?;
     second.says("three", "3 40 100 /dev/pts/0")
@@ -259,8 +265,9 @@ fn terminal_comes_back() -> Result<()> {
 #[test]
 fn paused_container_is_dumped_and_stays_paused() -> Result<()> {
     need!(Criu, "dumps");
+    need!(CheckpointOptions, "says where the images go");
     let host = host()?;
-    let mut talker = Talker::run(&host, "c", WORKLOAD, &["tree"], &[])?;
+    let mut talker = Talker::run(&host, "c", WORKLOAD, &["memory", "1"], &[])?;
     let images = host.dir().join("images");
     host.api().pause("c")?;
     let options = msg::CheckpointOptions {
@@ -268,7 +275,7 @@ fn paused_container_is_dumped_and_stays_paused() -> Result<()> {
         file_locks: true,
         ..Default::default()
     };
-    host.api().checkpoint("c", Some(&options))?;
+    let _nothing = host.api().checkpoint("c", Some(&options))?;
     assert_eq!(talker.status()?, Status::Paused);
     ensure!(holds_images(&images), "no images in {}", images.display());
     host.api().resume("c")?;
