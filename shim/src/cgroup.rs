@@ -15,6 +15,7 @@ mod events;
 mod files;
 mod freeze;
 mod kill;
+pub mod moves;
 mod oom;
 mod paths;
 mod stats;
