@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
 
 use crate::container::Container;
 use crate::host::Host;
@@ -14,7 +15,7 @@ use crate::task_api::Answer;
 use crate::workload::Workload;
 
 /// How the type of a dump in the content store ends.
-pub const DUMP_TYPE: &str = "checkpoint.criu.tar";
+const DUMP_TYPE: &str = "checkpoint.criu.tar";
 
 /// A shell that answers each line with the number of lines so far, and the line.
 pub fn counter() -> Workload {
@@ -95,27 +96,61 @@ impl Spoken {
     }
 }
 
-/// Dumps by the Task API into the content store, and deletes the task that the dump ended.
+/// Dumps by `ctr tasks checkpoint`, kills the container and deletes the task: what works under any runtime's name and
+/// with any containerd.
 ///
 /// # Errors
 /// The dump fails or the task does not end.
-pub fn dump_with_exit(host: &Host, container: &Container) -> Result<msg::Descriptor> {
-    let options = msg::CheckpointOptions {
-        exit: true,
-        ..Default::default()
-    };
-    let parts = container.api().checkpoint(container.id(), Some(&options))?;
-    let dump = parts
+pub fn dump_and_kill(host: &Host, container: &Container) -> Result<msg::Descriptor> {
+    let printed = host.ctr(&["tasks", "checkpoint", container.id()])?.ok()?;
+    let _status = container.kill_and_delete()?;
+    dump_in(host, &printed)
+}
+
+/// The dump in the image that `ctr tasks checkpoint` made, whose name it prints.
+///
+/// # Errors
+/// There is no such image, or no dump in it.
+pub fn dump_in(host: &Host, printed: &str) -> Result<msg::Descriptor> {
+    let name = printed.lines().next().context("no name of an image printed")?;
+    let images = host.ctr(&["images", "list"])?.ok()?;
+    let line = images
+        .lines()
+        .find(|line| line.starts_with(name))
+        .with_context(|| format!("no {name} in {images}"))?;
+    let digest = line
+        .split_whitespace()
+        .nth(2)
+        .with_context(|| format!("no digest in {line}"))?;
+    let index: Index = serde_json::from_str(&host.ctr(&["content", "get", digest])?.ok()?)?;
+    let dump = index
+        .manifests
         .into_iter()
         .find(|part| part.media_type.ends_with(DUMP_TYPE));
-    let dump = dump.context("no dump among what the checkpoint left in the content store")?;
-    // Nothing refers to it yet, and what nothing refers to is collected as garbage.
-    let _said = host
-        .ctr(&["content", "label", &dump.digest, "containerd.io/gc.root=test"])?
-        .ok()?;
-    let _status = container.wait()?;
-    let _status = container.delete()?;
-    Ok(dump)
+    let Part {
+        media_type,
+        digest,
+        size,
+    } = dump.with_context(|| format!("no dump in {name}"))?;
+    Ok(msg::Descriptor {
+        media_type,
+        digest,
+        size,
+    })
+}
+
+/// An OCI index, as far as it matters here.
+#[derive(Deserialize)]
+struct Index {
+    manifests: Vec<Part>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Part {
+    media_type: String,
+    digest: String,
+    size: i64,
 }
 
 /// Dumps by the Task API to a path, which it returns, and deletes the task that the dump ended.

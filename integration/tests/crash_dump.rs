@@ -14,7 +14,7 @@ use integration::host::Host;
 use integration::leftovers::command_line;
 use integration::messages::Status;
 use integration::need;
-use integration::spoken::{Spoken, counter, dump_with_exit};
+use integration::spoken::{Spoken, counter, dump_and_kill};
 use integration::stdio::{StreamNames, eventually};
 use integration::workload::Workload;
 use nix::sys::signal::{Signal, kill};
@@ -249,7 +249,7 @@ fn containerd_killed_in_a_dump_finds_the_container_running() -> Result<()> {
         spoken.container.api().resume("c")?;
     }
     spoken.says("two", "2 two")?;
-    let _dump = dump_with_exit(&host, &spoken.container)?;
+    let _dump = dump_and_kill(&host, &spoken.container)?;
     Ok(())
 }
 
@@ -266,7 +266,7 @@ fn killed_restore(victim: &str) -> Result<()> {
     let host = Host::new()?;
     let first = Spoken::run(host.container("c", large_counter())?)?;
     first.says("one", "1 one")?;
-    let dump = dump_with_exit(&host, &first.container)?;
+    let dump = dump_and_kill(&host, &first.container)?;
     let container = first.container.clone();
     let kept = dump.clone();
     let restore = std::thread::spawn(move || {

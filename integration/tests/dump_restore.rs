@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use integration::by_ctr::{Talker, holds_images};
 use integration::engine::run;
 use integration::host::Host;
 use integration::messages as msg;
 use integration::messages::Status;
 use integration::need;
-use integration::spoken::{DUMP_TYPE, Spoken, counter, dump_to_path_with_exit, dump_with_exit};
+use integration::spoken::{Spoken, counter, dump_and_kill, dump_in, dump_to_path_with_exit};
 use integration::stdio::StreamNames;
 use integration::workload::Workload;
 
@@ -19,44 +19,6 @@ fn host() -> Result<Host> {
     let host = Host::new()?;
     let _image = host.load_image()?;
     Ok(host)
-}
-
-/// The dump in the image that `ctr tasks checkpoint` made, whose name it prints.
-fn dump_in(host: &Host, printed: &str) -> Result<msg::Descriptor> {
-    let name = printed.lines().next().context("no name of an image printed")?;
-    let images = host.ctr(&["images", "list"])?.ok()?;
-    let line = images
-        .lines()
-        .find(|line| line.starts_with(name))
-        .with_context(|| format!("no {name} in {images}"))?;
-    let digest = line
-        .split_whitespace()
-        .nth(2)
-        .with_context(|| format!("no digest in {line}"))?;
-    let index: serde_json::Value = serde_json::from_str(&host.ctr(&["content", "get", digest])?.ok()?)?;
-    let parts = index["manifests"]
-        .as_array()
-        .context("an index without manifests")?;
-    let is_dump = |part: &&serde_json::Value| {
-        part["mediaType"]
-            .as_str()
-            .is_some_and(|kind| kind.ends_with(DUMP_TYPE))
-    };
-    let dump = parts
-        .iter()
-        .find(is_dump)
-        .with_context(|| format!("no dump in {index}"))?;
-    let text = |key: &str| {
-        dump[key]
-            .as_str()
-            .map(str::to_owned)
-            .with_context(|| format!("no {key} in {dump}"))
-    };
-    Ok(msg::Descriptor {
-        media_type: text("mediaType")?,
-        digest: text("digest")?,
-        size: dump["size"].as_i64().context("no size")?,
-    })
 }
 
 #[test]
@@ -219,7 +181,7 @@ fn create_of_a_restore_knows_the_pid() -> Result<()> {
     need!(Criu, "dumps");
     let host = Host::new()?;
     let container = host.run(Workload::forever())?;
-    let dump = dump_with_exit(&host, &container)?;
+    let dump = dump_and_kill(&host, &container)?;
     let pid = container.create_from(&StreamNames::default(), dump)?;
     ensure!(
         Path::new(&format!("/proc/{pid}/ns/net")).exists(),
@@ -237,7 +199,7 @@ fn restore_that_is_never_started_goes_away() -> Result<()> {
     need!(Criu, "dumps");
     let host = Host::new()?;
     let container = host.run(Workload::forever())?;
-    let dump = dump_with_exit(&host, &container)?;
+    let dump = dump_and_kill(&host, &container)?;
     let _pid = container.create_from(&StreamNames::default(), dump)?;
     // Containerd's own shim has nothing to kill yet.
     if container.kill(9).is_ok() {
@@ -255,7 +217,7 @@ fn terminal_comes_back() -> Result<()> {
     let first = Spoken::run(host.container("c", Workload::shell(script).terminal())?)?;
     host.api().resize("c", "", 90, 30)?;
     first.says("one", "1 30 90 /dev/pts/0")?;
-    let dump = dump_with_exit(&host, &first.container)?;
+    let dump = dump_and_kill(&host, &first.container)?;
     let second = Spoken::restore(first.container, dump)?;
     second.says("two", "2 30 90 /dev/pts/0")?;
     host.api().resize("c", "", 100, 40)?;
