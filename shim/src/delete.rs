@@ -4,7 +4,7 @@
 //! done is to see that, quickly. If the server died, everything it looked after goes here, in an order in which nothing
 //! comes back: runc and CRIU, which may be making processes; the container; its cgroup; its mounts; the socket.
 
-mod leftover;
+pub(crate) mod leftover;
 mod straggler;
 
 use std::ffi::OsStr;
@@ -25,6 +25,7 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::Args;
+use crate::criu;
 use crate::options::Options;
 use crate::reap::Reaper;
 use crate::runc::{Call, Runc};
@@ -99,6 +100,11 @@ fn clean_up(args: &Args, bundle: &Path, options: &Options, state: &Path) -> Vec<
     let find = || Leftover::find(state, &spec.linux.cgroups_path);
     straggler::kill(bundle, &find().members());
     let leftover = find();
+    // A CRIU that was killed leaves mounts of the host's cgroups, in which nothing may be removed.
+    let work = criu::work::dir(bundle);
+    if let Err(error) = criu::work::remove_after_kill(&work, true) {
+        complaints.push(format!("remove {}: {error}", work.display()));
+    }
     // runc binds the rootfs here while it restores. Removing the directory with that in it would empty the rootfs.
     if let Err(error) = unmount(&state.join("criu-root")) {
         complaints.push(format!("unmount {}: {error}", state.join("criu-root").display()));

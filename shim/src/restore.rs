@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  Create: find criu -> read images -> prepare directories -> configure criu -> restore (runc restore) -> read pid
-//!          | unconfigure criu -> put away
+//!          | raise loopback -> unconfigure criu -> put away
 //!  Start:  release
 //! ```
 //!
@@ -15,6 +15,7 @@
 //! made again; it is never turned into a fresh start.
 
 mod error;
+mod loopback;
 mod steps;
 
 use std::ffi::OsString;
@@ -22,11 +23,13 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use nix::sys::signal::Signal;
+use oci_bundles::spec::SpecView;
 
 use crate::cgroup::Cgroup;
 use crate::criu::images::Summary;
 use crate::criu::manifest::Manifest;
 use crate::criu::{Criu, proc, stray};
+use crate::error::chain;
 use crate::phases::{self, Phase, Plan, Timing};
 use crate::runc::Runc;
 
@@ -98,6 +101,7 @@ struct Restoring {
     image_path: PathBuf,
     work: PathBuf,
     owns_work: bool,
+    spec: SpecView,
     stdio: Option<[Stdio; 3]>,
     console_socket: Option<PathBuf>,
     no_pivot_root: bool,
@@ -106,14 +110,24 @@ struct Restoring {
     summary: Summary,
     manifest: Manifest,
     environment: Vec<(OsString, OsString)>,
+    /// Nobody was in the container's cgroup when the restore began.
+    cgroup_was_vacant: bool,
     pid: i32,
 }
 
 /// Up to the point from which the processes are there.
 fn before_commit() -> [Phase<Restoring, RestoreCause>; 6] {
     [
-        Phase { name: "find criu", act: |restore| Box::pin(restore.find_criu()), undo: None },
-        Phase { name: "read images", act: |restore| Box::pin(async { restore.read_images() }), undo: None },
+        Phase {
+            name: "find criu",
+            act: |restore| Box::pin(restore.find_criu()),
+            undo: None,
+        },
+        Phase {
+            name: "read images",
+            act: |restore| Box::pin(async { restore.read_images() }),
+            undo: None,
+        },
         Phase {
             name: "prepare directories",
             act: |restore| Box::pin(async { restore.prepare_directories() }),
@@ -129,14 +143,31 @@ fn before_commit() -> [Phase<Restoring, RestoreCause>; 6] {
             act: |restore| Box::pin(restore.restore()),
             undo: Some(|restore| Box::pin(restore.remove_remains())),
         },
-        Phase { name: "read pid", act: |restore| Box::pin(async { restore.read_pid() }), undo: None },
+        Phase {
+            name: "read pid",
+            act: |restore| Box::pin(async { restore.read_pid() }),
+            undo: None,
+        },
     ]
 }
 
-fn after_commit() -> [Phase<Restoring, RestoreCause>; 2] {
+fn after_commit() -> [Phase<Restoring, RestoreCause>; 3] {
     [
-        Phase { name: "unconfigure criu", act: |restore| Box::pin(async { restore.unconfigure() }), undo: None },
-        Phase { name: "put away", act: |restore| Box::pin(async { restore.put_away() }), undo: None },
+        Phase {
+            name: "raise loopback",
+            act: |restore| Box::pin(async { restore.raise_loopback() }),
+            undo: None,
+        },
+        Phase {
+            name: "unconfigure criu",
+            act: |restore| Box::pin(async { restore.unconfigure() }),
+            undo: None,
+        },
+        Phase {
+            name: "put away",
+            act: |restore| Box::pin(async { restore.put_away() }),
+            undo: None,
+        },
     ]
 }
 
@@ -146,18 +177,25 @@ fn after_commit() -> [Phase<Restoring, RestoreCause>; 2] {
 /// # Errors
 /// [`RestoreError`] with the phase, the cause, and whatever could not be taken back.
 pub async fn restore(job: RestoreJob) -> Result<Restored, RestoreError> {
-    let plan = Plan { before: &before_commit(), after: &after_commit() };
+    let plan = Plan {
+        before: &before_commit(),
+        after: &after_commit(),
+    };
     let mut restoring = Restoring::new(job);
     match plan.run(&mut restoring).await {
         Ok(completed) => {
             for (phase, error) in &completed.late {
-                tracing::warn!(id = restoring.id, phase, %error, "the container is restored, but not all is put away");
+                tracing::warn!(id = restoring.id, phase, error = chain(error), "the container is restored, but not all is put away");
             }
             let timings = phases::summary(&completed.timings);
             tracing::info!(id = restoring.id, pid = restoring.pid, timings, "restored");
             let mut stopped = restoring.manifest.stopped;
             stopped.extend(restoring.summary.stopped);
-            Ok(Restored { pid: restoring.pid, stopped, timings: completed.timings })
+            Ok(Restored {
+                pid: restoring.pid,
+                stopped,
+                timings: completed.timings,
+            })
         }
         Err(failed) => Err(RestoreError::new(restoring.id, failed)),
     }
@@ -190,7 +228,10 @@ fn children_first(pids: &[i32], parent: impl Fn(i32) -> Option<i32>) -> Vec<i32>
     let depth = |pid: i32| {
         let ancestors = std::iter::successors(Some(pid), |pid| parent(*pid));
         // A pid that is reused while we look could make a loop; no tree is deeper than it has processes.
-        ancestors.take(pids.len()).take_while(|pid| pids.contains(pid)).count()
+        ancestors
+            .take(pids.len())
+            .take_while(|pid| pids.contains(pid))
+            .count()
     };
     let mut ordered: Vec<(usize, i32)> = pids.iter().map(|pid| (depth(*pid), *pid)).collect();
     ordered.sort_unstable_by(|a, b| b.cmp(a));
@@ -212,7 +253,11 @@ mod tests {
         };
         assert_eq!(children_first(&[10, 20, 30, 4], parent), [30, 20, 4, 10]);
         assert_eq!(children_first(&[10], parent), [10]);
-        assert_eq!(children_first(&[7, 8], |pid| Some(15 - pid)).len(), 2, "a loop ends");
+        assert_eq!(
+            children_first(&[7, 8], |pid| Some(15 - pid)).len(),
+            2,
+            "a loop ends"
+        );
     }
 
     #[test]

@@ -214,6 +214,10 @@ mod tests {
             ("criu failed: type DUMP errno 56", "an option"),
             ("read unixpacket @->@: EOF", "crashed or was killed"),
             (
+                "read unixpacket @->@: recvmsg: connection reset by peer",
+                "crashed or was killed",
+            ),
+            (
                 "exec: \"criu\": executable file not found in $PATH",
                 "not installed",
             ),

@@ -25,13 +25,13 @@ const DEPTH_MAX: u32 = 32;
 
 /// Directories of one cgroup, one in each hierarchy that has it.
 #[derive(Debug)]
-pub(super) struct Leftover {
+pub(crate) struct Leftover {
     directories: Vec<PathBuf>,
 }
 
 impl Leftover {
     /// The container's cgroup, from what runc noted of it or from what its specification asked for.
-    pub(super) fn find(state: &Path, cgroups_path: &str) -> Self {
+    pub(crate) fn find(state: &Path, cgroups_path: &str) -> Self {
         let mut directories = fast::cgroup_dirs(state).unwrap_or_default();
         if let Some(path) = relative(cgroups_path) {
             directories.extend(hierarchies().into_iter().map(|hierarchy| hierarchy.join(&path)));
@@ -43,7 +43,7 @@ impl Leftover {
     }
 
     /// All processes in it.
-    pub(super) fn members(&self) -> Vec<i32> {
+    pub(crate) fn members(&self) -> Vec<i32> {
         let mut pids = Vec::new();
         for directory in &self.directories {
             collect(directory, 0, &mut pids);
@@ -54,7 +54,7 @@ impl Leftover {
     }
 
     /// Kills what is in it and removes it. Returns what could not be.
-    pub(super) fn remove(&self) -> Vec<String> {
+    pub(crate) fn remove(&self) -> Vec<String> {
         let end = Instant::now() + LEAVE_LIMIT;
         let (mut pause, pause_max) = LOOK_PAUSE;
         loop {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use oci_bundles::spec::SpecError;
 use thiserror::Error;
 
 use crate::cgroup::CgroupError;
@@ -52,6 +53,12 @@ pub enum RestoreCause {
     /// runc said it had restored, but left no pid.
     #[error("find the restored process: {0} holds no pid")]
     NoPid(String),
+    /// The bundle's configuration.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The container is there, but its loopback interface is down.
+    #[error("bring up the loopback interface")]
+    Loopback(#[source] io::Error),
     /// Something of the failed attempt would not go away.
     #[error("remove what is left of the attempt: {0}")]
     Remains(String),

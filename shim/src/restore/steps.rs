@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use config::Tcp;
 use oci_bundles::mounts;
+use oci_bundles::spec::SpecView;
 
-use super::{RestoreCause, RestoreJob, Restoring};
+use super::{RestoreCause, RestoreJob, Restoring, loopback};
 use crate::criu::conf::{self, Options, Request};
 use crate::criu::images::{self, Summary};
 use crate::criu::logs::Keeper;
 use crate::criu::manifest::{self, Manifest};
 use crate::criu::{Criu, stray, telling, work};
+use crate::delete::leftover::Leftover;
 use crate::error::chain;
 use crate::runc::{Call, RuncError};
 
@@ -39,6 +41,7 @@ impl Restoring {
             image_path: job.image_path,
             work,
             owns_work,
+            spec: SpecView::default(),
             stdio: Some(job.stdio),
             console_socket: job.console_socket,
             no_pivot_root: job.no_pivot_root,
@@ -47,6 +50,7 @@ impl Restoring {
             summary: Summary::default(),
             manifest: Manifest::default(),
             environment: Vec::new(),
+            cgroup_was_vacant: false,
             pid: 0,
         }
     }
@@ -65,6 +69,8 @@ impl Restoring {
 
     pub(super) fn prepare_directories(&mut self) -> Result<(), RestoreCause> {
         work::make(&self.work, self.owns_work).map_err(RestoreCause::files("make", &self.work))?;
+        self.spec = SpecView::read(&self.bundle)?;
+        self.cgroup_was_vacant = self.leftover().members().is_empty();
         // A pid of an earlier attempt would be taken for the restored one.
         remove_file(&self.pid_file())
     }
@@ -173,6 +179,20 @@ impl Restoring {
         Ok(())
     }
 
+    /// Does what runc does for a network namespace it makes; one that was given belongs to whoever made it.
+    pub(super) fn raise_loopback(&mut self) -> Result<(), RestoreCause> {
+        let made = self
+            .spec
+            .linux
+            .namespaces
+            .iter()
+            .any(|namespace| namespace.kind == "network" && namespace.path.as_os_str().is_empty());
+        if !made {
+            return Ok(());
+        }
+        loopback::raise(self.pid).map_err(RestoreCause::Loopback)
+    }
+
     /// Removes whatever a failed restore has left: CRIU, processes, cgroups, runc's state and its mount.
     pub(super) async fn remove_remains(&mut self) -> Result<(), RestoreCause> {
         let mut remains = Vec::new();
@@ -193,6 +213,10 @@ impl Restoring {
                 remains.push(chain(&error));
             }
         }
+        // runc makes the cgroups before its state. Others may have been in them before: then nothing in them is ours.
+        if self.cgroup_was_vacant {
+            remains.extend(self.leftover().remove());
+        }
         // runc binds the root file system there for CRIU, and forgets it when it is killed.
         match mounts::unmount_recursive(&state.join("criu-root")) {
             Ok(()) => remains.extend(remove_tree(&state).err().map(|error| chain(&error))),
@@ -205,6 +229,15 @@ impl Restoring {
         } else {
             Err(RestoreCause::Remains(remains.join("; ")))
         }
+    }
+
+    /// The cgroup that the container is configured for.
+    fn leftover(&self) -> Leftover {
+        let cgroups_path = SpecView::read(&self.bundle)
+            .unwrap_or_default()
+            .linux
+            .cgroups_path;
+        Leftover::find(&self.runc.root.join(&self.id), &cgroups_path)
     }
 
     fn pid_file(&self) -> std::path::PathBuf {

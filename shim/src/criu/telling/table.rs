@@ -303,6 +303,11 @@ pub(super) const RUNC_CAUSES: &[Cause] = &[
         "look into /etc/criu",
     ),
     passing(
+        &["unixpacket", "connection reset"],
+        "CRIU crashed or was killed",
+        "try again; if it comes back, look into the kernel's log",
+    ),
+    passing(
         &["unixpacket", "EOF"],
         "CRIU crashed or was killed",
         "try again; if it comes back, look into the kernel's log",
