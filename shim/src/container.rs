@@ -167,6 +167,8 @@ struct Owner {
     waiting: VecDeque<Command>,
     /// The init's exit, kept back until it may be told.
     held_exit: Option<Exit>,
+    /// What outlived the init is being killed.
+    killing: bool,
     /// It has been deleted: the task ends.
     gone: bool,
     queue: mpsc::Sender<Message>,

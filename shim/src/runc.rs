@@ -128,8 +128,8 @@ impl Runc {
     pub async fn run(&self, args: &[&OsStr], mut call: Call) -> Result<(), RuncError> {
         let log_start = report::length(&self.log);
         let verb = args.first().map(|verb| verb.to_string_lossy().into_owned()).unwrap_or_default();
-        let _moves = MOVING_VERBS.contains(&verb.as_str()).then(moves::expect).flatten();
         let (mut child, output) = self.spawn(args, &mut call)?;
+        let _moves = MOVING_VERBS.contains(&verb.as_str()).then(moves::expect).flatten();
         if let (Some(mut stdin), Some(input)) = (child.stdin.take(), call.input.take()) {
             // Smaller than a pipe's 64 KiB (see `Call::input`), so this does not wait for runc.
             if let Err(error) = stdin.write_all(&input) {

@@ -69,7 +69,7 @@ impl Owner {
     /// Tells the init's end, once nothing that began before it is still to be told: its own start, a dump that may
     /// have been meant to end it, and the ends of execs (moby and CRI take the init's exit as the container's last).
     pub(super) fn tell_held_exit(&mut self) {
-        let pending = matches!(self.busy, Some("start" | "checkpoint")) || self.starting > 0;
+        let pending = matches!(self.busy, Some("start" | "checkpoint")) || self.starting > 0 || self.killing;
         let alive = self.execs.values().any(|process| process.status == Status::Running);
         if pending || alive {
             return;
@@ -91,10 +91,12 @@ impl Owner {
     }
 
     /// With a private pid namespace the kernel kills what is left when the init ends; without one, nobody else does.
-    fn kill_leftovers(&self) {
+    /// The init's end is told when that is done: a client that is told deletes the container at once.
+    fn kill_leftovers(&mut self) {
         if self.facts.spec.has_private_pid_namespace() {
             return;
         }
+        self.killing = true;
         let facts = std::sync::Arc::clone(&self.facts);
         let kill = async move {
             match facts.cgroup() {
@@ -103,6 +105,7 @@ impl Owner {
             }
         };
         self.aside(kill, |owner, killed| {
+            owner.killing = false;
             if let Err(error) = killed {
                 tracing::warn!(id = owner.facts.id, error, "processes outlive their container's init");
             }

@@ -30,6 +30,7 @@ pub(super) fn own(facts: Arc<Facts>, init: Init, stdio: StdioRequest) -> Contain
         starting: 0,
         waiting: VecDeque::new(),
         held_exit: None,
+        killing: false,
         gone: false,
         queue: queue.clone(),
         view,

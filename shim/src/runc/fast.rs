@@ -24,9 +24,6 @@ use crate::reap::ExitWatch;
 /// How long the released init may take to answer. It is blocked in `open` on the other end already, so this only
 /// matters on a machine that is hardly running.
 const START_DEADLINE: Duration = Duration::from_secs(30);
-/// How long the init may take from there to its exec; a `startContainer` hook runs in between, and `runc start` would not
-/// wait for it at all.
-const EXEC_DEADLINE: Duration = Duration::from_secs(2);
 /// `state.json` is some tens of KiB; more than this is not runc's.
 const STATE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
@@ -39,8 +36,7 @@ pub enum Fast {
     Unsure,
 }
 
-/// Lets a created init go on, as `runc start` does, and a little more: the init's end of the fifo is closed by its exec,
-/// so the end of file tells that the container's own program runs. A dump that came before would find runc's.
+/// Lets a created init go on, as `runc start` does: its exec of the container's own program comes a moment later.
 ///
 /// # Errors
 /// The init ended, or did not answer in time.
@@ -63,8 +59,6 @@ pub async fn start(state_dir: &Path, init: &ExitWatch) -> io::Result<Fast> {
     match timeout(START_DEADLINE, released).await {
         Ok(true) => {
             fs::remove_file(&path)?;
-            // Late or not, it has been started.
-            let _ = timeout(EXEC_DEADLINE, reader.read(&mut answer)).await;
             Ok(Fast::Done)
         }
         Ok(false) => Err(io::Error::other("the container's init ended before it was started")),
