@@ -18,6 +18,7 @@ use std::time::{Duration, SystemTime};
 use containerd_shim_protos::api::DeleteResponse;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
+use oci_bundles::mounts;
 use oci_bundles::spec::SpecView;
 use protobuf::Message;
 use protobuf::well_known_types::timestamp::Timestamp;
@@ -25,7 +26,8 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::Args;
-use crate::criu;
+use crate::criu::work;
+use crate::error::chain;
 use crate::options::Options;
 use crate::reap::Reaper;
 use crate::runc::{Call, Runc};
@@ -100,14 +102,16 @@ fn clean_up(args: &Args, bundle: &Path, options: &Options, state: &Path) -> Vec<
     let find = || Leftover::find(state, &spec.linux.cgroups_path);
     straggler::kill(bundle, &find().members());
     let leftover = find();
-    // A CRIU that was killed leaves mounts of the host's cgroups, in which nothing may be removed.
-    let work = criu::work::dir(bundle);
-    if let Err(error) = criu::work::remove_after_kill(&work, true) {
-        complaints.push(format!("remove {}: {error}", work.display()));
-    }
-    // runc binds the rootfs here while it restores. Removing the directory with that in it would empty the rootfs.
-    if let Err(error) = unmount(&state.join("criu-root")) {
-        complaints.push(format!("unmount {}: {error}", state.join("criu-root").display()));
+    // A killed CRIU leaves the host's cgroup hierarchies mounted where it worked, runc the rootfs bound in its state. Whoever
+    // removes those directories empties what is mounted there: containerd does so with the bundle, runc with its state.
+    let client_work = (!options.criu_work_path.is_empty()).then(|| PathBuf::from(&options.criu_work_path));
+    let mounted = [
+        Some(work::dir(bundle)),
+        client_work,
+        Some(state.join("criu-root")),
+    ];
+    complaints.extend(mounted.iter().flatten().flat_map(|place| unmount_below(place)));
+    if !complaints.is_empty() {
         return complaints;
     }
     if state.exists() {
@@ -118,6 +122,7 @@ fn clean_up(args: &Args, bundle: &Path, options: &Options, state: &Path) -> Vec<
         }
     }
     complaints.extend(leftover.remove());
+    complaints.extend(unmount_below(bundle));
     if state.exists()
         && let Err(error) = fs::remove_dir_all(state)
     {
@@ -163,6 +168,12 @@ fn runc_delete(args: &Args, bundle: &Path, options: &Options) -> Result<(), Stri
     runtime
         .map_err(|error| format!("start the runtime: {error}"))?
         .block_on(run)
+}
+
+/// Unmounts what is at a path and below it. Returns what could not be.
+fn unmount_below(path: &Path) -> Vec<String> {
+    let errors = mounts::unmount_recursive(path).err().unwrap_or_default();
+    errors.iter().map(|error| chain(error)).collect()
 }
 
 /// Takes a mount away, with everything mounted in it, at once; that nothing is mounted there is fine.
