@@ -30,6 +30,9 @@ pub struct RestoreError {
 /// Why a phase failed.
 #[derive(Debug, Error)]
 pub enum RestoreCause {
+    /// runc knows a container of that id; it is left alone.
+    #[error("make container {0}: it exists already")]
+    Exists(String),
     /// CRIU is missing or does not run.
     #[error(transparent)]
     NoCriu(#[from] CriuError),
@@ -120,6 +123,7 @@ impl From<RestoreError> for Error {
     fn from(error: RestoreError) -> Self {
         let text = error.to_string();
         match error.cause {
+            RestoreCause::Exists(_) => Self::AlreadyExists(text),
             RestoreCause::Images(_) => Self::InvalidArgument(text),
             RestoreCause::Criu { ref telling, .. } if telling.lasting => Self::FailedPrecondition(text),
             RestoreCause::NoCriu(_) => Self::Unimplemented(text),

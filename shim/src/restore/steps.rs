@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use config::Tcp;
@@ -68,6 +68,9 @@ impl Restoring {
     }
 
     pub(super) fn prepare_directories(&mut self) -> Result<(), RestoreCause> {
+        if self.state().exists() {
+            return Err(RestoreCause::Exists(self.id.clone()));
+        }
         work::make(&self.work, self.owns_work).map_err(RestoreCause::files("make", &self.work))?;
         self.spec = SpecView::read(&self.bundle)?;
         self.cgroup_was_vacant = self.leftover().members().is_empty();
@@ -193,37 +196,46 @@ impl Restoring {
         loopback::raise(self.pid).map_err(RestoreCause::Loopback)
     }
 
-    /// Removes whatever a failed restore has left: CRIU, processes, cgroups, runc's state and its mount.
+    /// Removes whatever a failed restore has left: CRIU, runc's mount and state, processes, cgroups.
     pub(super) async fn remove_remains(&mut self) -> Result<(), RestoreCause> {
-        let mut remains = Vec::new();
         // CRIU first: it would go on making what is being removed.
         if !stray::kill_all(&[]).await {
-            remains.push("CRIU does not end".to_owned());
+            return Err(RestoreCause::Remains("CRIU does not end".to_owned()));
         }
-        let state = self.runc.root.join(&self.id);
+        let state = self.state();
+        // runc binds the root file system there for CRIU, and forgets it when it is killed. Whoever removes the state with
+        // that in it, runc itself included, empties the root file system.
+        if let Err(errors) = mounts::unmount_recursive(&state.join("criu-root")) {
+            return Err(RestoreCause::Remains(
+                errors
+                    .iter()
+                    .map(|error| chain(error))
+                    .collect::<Vec<_>>()
+                    .join("; "),
+            ));
+        }
+        let mut remains = Vec::new();
         if state.exists() {
             let args: [&OsStr; 3] = ["delete".as_ref(), "--force".as_ref(), self.id.as_ref()];
             let call = Call {
                 deadline: DELETE_DEADLINE,
                 ..Call::default()
             };
-            if let Err(error) = self.runc.run(&args, call).await
-                && !error.is_gone()
-            {
-                remains.push(chain(&error));
-            }
+            let deleted = self.runc.run(&args, call).await;
+            remains.extend(
+                deleted
+                    .err()
+                    .filter(|error| !error.is_gone())
+                    .map(|error| chain(&error)),
+            );
         }
         // runc makes the cgroups before its state. Others may have been in them before: then nothing in them is ours.
         if self.cgroup_was_vacant {
             remains.extend(self.leftover().remove());
         }
-        // runc binds the root file system there for CRIU, and forgets it when it is killed.
-        match mounts::unmount_recursive(&state.join("criu-root")) {
-            Ok(()) => remains.extend(remove_tree(&state).err().map(|error| chain(&error))),
-            // With the mount in it, removing the state would empty the root file system.
-            Err(errors) => remains.extend(errors.iter().map(|error| chain(error))),
+        for result in [remove_tree(&state), remove_file(&self.pid_file())] {
+            remains.extend(result.err().map(|error| chain(&error)));
         }
-        remains.extend(remove_file(&self.pid_file()).err().map(|error| chain(&error)));
         if remains.is_empty() {
             Ok(())
         } else {
@@ -231,16 +243,17 @@ impl Restoring {
         }
     }
 
-    /// The cgroup that the container is configured for.
-    fn leftover(&self) -> Leftover {
-        let cgroups_path = SpecView::read(&self.bundle)
-            .unwrap_or_default()
-            .linux
-            .cgroups_path;
-        Leftover::find(&self.runc.root.join(&self.id), &cgroups_path)
+    /// Where runc keeps what it knows of the container.
+    fn state(&self) -> PathBuf {
+        self.runc.root.join(&self.id)
     }
 
-    fn pid_file(&self) -> std::path::PathBuf {
+    /// The cgroup that the container is configured for.
+    fn leftover(&self) -> Leftover {
+        Leftover::find(&self.state(), &self.spec.linux.cgroups_path)
+    }
+
+    fn pid_file(&self) -> PathBuf {
         self.bundle.join("init.pid")
     }
 
