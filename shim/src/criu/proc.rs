@@ -59,6 +59,12 @@ pub fn is_vforking(pid: i32) -> bool {
     })
 }
 
+/// Whether it is still runc's init, on the way to the container's own program. Its executable lies outside the container,
+/// where no restore could find it.
+pub fn is_launching(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("runc:["))
+}
+
 /// Its parent, in our pid namespace.
 pub fn parent(pid: i32) -> Option<i32> {
     parse_stat(&stat(pid)?).map(|(_, parent)| parent)

@@ -25,12 +25,12 @@ const STAGING: &str = ".cedana-partial";
 /// CRIU's own limit for getting the tasks to stand is 10 s; a task in uninterruptible sleep delays it.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// From vfork to exec takes a fraction of a millisecond.
-const VFORK_TIME: Duration = Duration::from_millis(1);
+/// From vfork to exec, or from runc's init to the program, takes a fraction of a millisecond.
+const PROGRAM_START_TIME: Duration = Duration::from_millis(1);
 
 /// A container that starts programs without a pause is in a vfork at half of all times; a second of tries finds the
 /// other half.
-const VFORK_ATTEMPTS: u32 = 200;
+const PROGRAM_START_ATTEMPTS: u32 = 200;
 
 /// What a dump of nothing may take on the slowest host that was seen (software emulation), with room.
 const DEADLINE_MIN: Duration = Duration::from_secs(60);
@@ -116,25 +116,27 @@ impl<'j> Dumping<'j> {
                 result => result?,
             }
         }
-        self.leave_vforks().await
+        self.leave_program_starts().await
     }
 
-    /// Lets a frozen container run on until no process of it is in the middle of a vfork. CRIU stops the child, the
-    /// parent waits for the child and cannot be stopped, and after 10 s CRIU gives up (a shell that starts programs in a
-    /// loop: one dump in fifty).
-    async fn leave_vforks(&mut self) -> Result<(), DumpCause> {
+    /// Lets a frozen container run on until no process of it is in the middle of starting a program.
+    ///
+    /// A vfork: CRIU stops the child, the parent waits for the child and cannot be stopped, and after 10 s CRIU gives up
+    /// (a shell that starts programs in a loop: one dump in fifty). A container or an exec that has just been started:
+    /// runc comes back a moment before its init executes the container's program.
+    async fn leave_program_starts(&mut self) -> Result<(), DumpCause> {
         let cgroup = &self.job.cgroup;
-        for attempt in 0..VFORK_ATTEMPTS {
-            if !self.pids().into_iter().any(proc::is_vforking) {
+        for attempt in 0..PROGRAM_START_ATTEMPTS {
+            if !self.pids().into_iter().any(|pid| proc::is_vforking(pid) || proc::is_launching(pid)) {
                 return Ok(());
             }
-            tracing::debug!(id = self.job.id, attempt, "a process is in the middle of a vfork");
+            tracing::debug!(id = self.job.id, attempt, "a process is in the middle of starting a program");
             cgroup.thaw(FREEZE_DEADLINE).await?;
-            sleep(VFORK_TIME).await;
+            sleep(PROGRAM_START_TIME).await;
             cgroup.freeze(FREEZE_DEADLINE).await?;
         }
         // A child that does not execute for so long may be gone when CRIU gets there, and if not, CRIU says so.
-        tracing::warn!(id = self.job.id, "a process does not get out of its vfork");
+        tracing::warn!(id = self.job.id, "a process does not come to its program");
         Ok(())
     }
 
