@@ -32,11 +32,14 @@ pub enum Need {
     Systemd,
     /// A CRIU that can be run.
     Criu,
-    /// A CRIU that can save network sockets on every kernel: older ones cannot from kernel 6.16 on.
+    /// A CRIU that can save network sockets on this kernel: before 4.2 it cannot from kernel 6.16 on.
     CriuSockets,
     /// A `ctr` that sends checkpoint options under the name of the runtime under test: before containerd 2 it does so
     /// only under the name of containerd's own.
     CheckpointOptions,
+    /// A containerd whose checkpoint of a container that came from a checkpoint holds its task: before containerd 2 it is
+    /// left out without a word, under any runtime.
+    CheckpointAgain,
 }
 
 /// What each suite of the testbed promises.
@@ -50,6 +53,7 @@ const PROMISES: &[(&str, &[Need])] = &[
             Need::Criu,
             Need::CriuSockets,
             Need::CheckpointOptions,
+            Need::CheckpointAgain,
         ],
     ),
     ("trixie", &[Need::Docker, Need::Crun, Need::CgroupV1, Need::Criu]),
@@ -63,7 +67,17 @@ const PROMISES: &[(&str, &[Need])] = &[
             Need::Criu,
         ],
     ),
-    ("vm", &[Need::CgroupV2, Need::Systemd, Need::Criu]),
+    (
+        "vm",
+        &[
+            Need::Docker,
+            Need::Crun,
+            Need::CgroupV2,
+            Need::Systemd,
+            Need::Criu,
+            Need::CriuSockets,
+        ],
+    ),
 ];
 
 /// Runtime under test unless `CEDANA_TEST_RUNTIME` names another.
@@ -126,10 +140,15 @@ fn is_there(need: Need) -> bool {
         Need::CgroupV2 => Path::new("/sys/fs/cgroup/cgroup.controllers").is_file(),
         Need::Systemd => Path::new("/run/systemd/system").is_dir(),
         Need::Criu => runs("criu", "--version"),
-        Need::CriuSockets => version("criu").is_some_and(|version| version >= (4, 2)),
+        Need::CriuSockets => {
+            let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+            version_in(&kernel).is_some_and(|version| version < (6, 16))
+                || version("criu").is_some_and(|version| version >= (4, 2))
+        }
         Need::CheckpointOptions => {
             runtime() != OUR_RUNTIME || version("ctr").is_some_and(|version| version >= (2, 0))
         }
+        Need::CheckpointAgain => version("ctr").is_some_and(|version| version >= (2, 0)),
     }
 }
 
