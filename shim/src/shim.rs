@@ -1,6 +1,7 @@
 //! The containers of one shim, by id.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -15,6 +16,8 @@ pub struct Shim {
     around: Surroundings,
     containers: Mutex<HashMap<String, Slot>>,
     life: watch::Sender<Life>,
+    /// A shutdown came when there was no container, but perhaps one being created.
+    told_to_go: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -37,7 +40,7 @@ enum Life {
 impl Shim {
     /// A shim without containers.
     pub fn new(around: Surroundings) -> Arc<Self> {
-        Arc::new(Self { around, containers: Mutex::default(), life: watch::channel(Life::Unused).0 })
+        Arc::new(Self { around, containers: Mutex::default(), life: watch::channel(Life::Unused).0, told_to_go: AtomicBool::new(false) })
     }
 
     /// containerd's namespace, the same for all containers of a shim.
@@ -63,12 +66,28 @@ impl Shim {
     pub async fn create(&self, request: Request) -> Result<Container> {
         let id = request.id.clone();
         self.reserve(&id)?;
-        let created = create(request, self.around.clone()).await;
-        let mut containers = self.lock();
-        drop(containers.remove(&id));
-        let container = created?;
-        drop(containers.insert(id, Slot::Ready(container.clone())));
-        Ok(container)
+        match create(request, self.around.clone()).await {
+            Ok(container) => {
+                drop(self.lock().insert(id.clone(), Slot::Ready(container.clone())));
+                self.keep_if_wanted(&id, container).await
+            }
+            Err(error) => {
+                drop(self.lock().remove(&id));
+                self.leave_if_told();
+                Err(error)
+            }
+        }
+    }
+
+    /// containerd gives a slow create up and shuts the shim down: what comes of it afterwards nobody knows or wants.
+    async fn keep_if_wanted(&self, id: &str, container: Container) -> Result<Container> {
+        if !self.told_to_go.load(Ordering::Relaxed) {
+            return Ok(container);
+        }
+        let deleted = self.delete(id, None).await;
+        self.leave_if_told();
+        let _ = deleted?;
+        Err(Error::Unavailable(format!("container {id} was given up while it was being created")))
     }
 
     fn reserve(&self, id: &str) -> Result<()> {
@@ -97,7 +116,15 @@ impl Shim {
     /// Ends the shim if it has no containers any more; otherwise does nothing, as a pod's shim is told to go once for
     /// each of its containers.
     pub fn shut_down(&self) {
-        if self.lock().is_empty() {
+        let has_containers = self.lock().values().any(|slot| matches!(slot, Slot::Ready(_)));
+        if !has_containers {
+            self.told_to_go.store(true, Ordering::Relaxed);
+            self.leave_if_told();
+        }
+    }
+
+    fn leave_if_told(&self) {
+        if self.told_to_go.load(Ordering::Relaxed) && self.lock().is_empty() {
             let _ = self.life.send_replace(Life::Done);
         }
     }
