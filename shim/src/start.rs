@@ -108,8 +108,8 @@ fn launch(
     listener: UnixListener,
 ) -> Result<(), StartError> {
     if environment.sched_core {
-        // Like containerd's shim: without hyperthreads or on older kernels there is nothing to isolate from.
-        let _ = spawn::isolate_core();
+        // Who asked for it wants no container without it, so a kernel that cannot do it ends the start.
+        spawn::isolate_core().map_err(|source| failed("isolate the container on its cores", source))?;
     }
     let mut server = server(args, said).map_err(|source| failed("find our own program", source))?;
     spawn::pass_fds(&mut server, vec![(OwnedFd::from(listener), LISTENER_FD)]);
