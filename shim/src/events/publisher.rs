@@ -23,8 +23,8 @@ const FORWARD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often an event is sent that containerd answers with an error; then it is the event that is wrong.
 const REFUSALS_MAX: u32 = 5;
 
-/// First and longest pause before connecting again. A restarted containerd is usually back within a second.
-const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// First and longest pause before connecting again. A containerd that is back wants to know at once, and asking costs 20 µs.
+const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 
 /// The sink that leads to containerd.
 ///
