@@ -122,9 +122,9 @@ fn restoring(runc: Pid) -> Option<Pid> {
 /// The container goes on, and a dump of it works.
 fn check_unharmed(host: &Host, talker: &mut Talker) -> Result<()> {
     // The client resumes it after it has said that the dump failed.
-    eventually("the container to run", CRIU_DEADLINE, || {
-        talker.status().is_ok_and(|status| status == Status::Running)
-    })?;
+    let resumed = || talker.status().is_ok_and(|status| status == Status::Running);
+    let waited = eventually("the container to run", CRIU_DEADLINE, resumed);
+    waited.with_context(|| format!("its status is {:?}", talker.status()))?;
     let before = talker.check()?;
     talker.checkpoint("after")?;
     assert_eq!(talker.check()?, before + 1);
@@ -289,6 +289,12 @@ fn killed_restore(victim: &str) -> Result<()> {
         host.api().get("c", "").is_err()
     })?;
     host.assert_clean()?;
+    let removed = first.container.path_in_upper("bin");
+    ensure!(
+        !removed.exists(),
+        "files of the container were removed: {:?}",
+        fs::read_dir(&removed)?.count()
+    );
     let again = Spoken::restore(first.container, dump)?;
     again.says("two", "2 two")
 }
