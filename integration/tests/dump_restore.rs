@@ -121,6 +121,7 @@ fn file_locks_need_no_option() -> Result<()> {
 fn dump_restore_and_dump_again_five_times() -> Result<()> {
     need!(Criu, "dumps");
     need!(CriuSockets, "the tree listens");
+    need!(CheckpointAgain, "dumps what was restored");
     let host = host()?;
     let mut talker = Talker::run(&host, "c", WORKLOAD, &["tree"], &[])?;
     for round in 1..=5 {
