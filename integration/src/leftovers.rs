@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The kernel removes a dead container's things behind the back of whoever waited for its exit.
-const SETTLE: Duration = Duration::from_secs(5);
+const SETTLE: Duration = Duration::from_secs(10);
 
 /// Between two looks. Nothing tells when a mount or a cgroup of somebody else has gone.
 const LOOK_EVERY: Duration = Duration::from_millis(20);

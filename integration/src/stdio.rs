@@ -13,7 +13,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 
 /// Longest wait for output, or for the other end of a fifo.
-pub const OUTPUT_DEADLINE: Duration = Duration::from_secs(30);
+pub const OUTPUT_DEADLINE: Duration = Duration::from_secs(60);
 
 const CHUNK: usize = 64 * 1024;
 

@@ -41,7 +41,13 @@ fn check_books(host: &Host, container: &Container) -> Result<()> {
     eventually("containerd forgets the task", SHORT, gone)?;
     ensure!(host.api().list()?.is_empty(), "tasks: {:?}", host.api().list()?);
     host.assert_clean()?;
-    container.create()?;
+    // containerd tells of the delete, and answers that there is no task, a moment before the id is free.
+    let id_is_free = || {
+        !container
+            .create()
+            .is_err_and(|refusal| refusal.code() == Code::AlreadyExists)
+    };
+    eventually("the id is free", SHORT, id_is_free)?;
     container.start()?;
     ensure!(container.status()? == Status::Running);
     ensure!(container.run_exec("again", "exit 3")?.1 == 3);
