@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_group_is_named_by_the_first_annotation_that_is_there() {
-        let [own, cri] = GROUP_ANNOTATIONS;
+        let (own, cri) = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id");
         let cases: &[(&[(&str, &str)], &str)] = &[
             (&[], "c"),
             (&[("other", "x")], "c"),

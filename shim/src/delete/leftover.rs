@@ -187,6 +187,7 @@ mod tests {
             (":docker:c", Some("system.slice/docker-c.scope")),
             ("-.slice:docker:c", Some("docker-c.scope")),
             ("a.slice::c", Some("a.slice/c.scope")),
+            ("a-b.slice:x:c", Some("a.slice/a-b.slice/x-c.scope")),
             ("a.slice:x:b.slice", Some("a.slice/b.slice")),
             (
                 "kubepods-burstable-pod1.slice:cri-containerd:c",

@@ -190,7 +190,8 @@ fn owners_of_pipes_follow_the_id_mappings() {
         (0, vec![], None),
         (0, vec![range(0, 100_000, 65_536)], Some(100_000)),
         (33, vec![range(0, 5, 1), range(1, 200, 100)], Some(232)),
-        (500, vec![range(0, 5, 1), range(1, 200, 100)], None),
+        (100, vec![range(0, 5, 1), range(1, 200, 100)], Some(299)),
+        (101, vec![range(0, 5, 1), range(1, 200, 100)], None),
         (9, vec![range(0, u32::MAX, 10)], None),
     ];
     for (uid, mappings, want) in cases {
