@@ -44,7 +44,7 @@ pub fn ensure(workspace: &Workspace) -> Result<PathBuf> {
     // Whatever is in a saved machine has a part in its name, and so has the QEMU that can read it.
     let parts = format!(
         "{IMAGE_VERSION} {MACHINE_VERSION} {} {} {} {:?}",
-        root.display(),
+        root.file_name().unwrap_or_default().display(),
         qemu_version()?,
         include_str!("launcher.rs"),
         engines::configuration(),
@@ -153,7 +153,9 @@ pub fn prepare_inside() -> Result<()> {
     ran(Command::new("systemctl").args(["start", "containerd.service", "docker.socket", "docker.service"]))?;
     engines::load_images_containerd()?;
     engines::load_images_docker()?;
-    // What a first container loads from the disk is in memory afterwards, and saved with it.
+    // What a first container and a first dump load from the disk, kernel modules too, is in memory afterwards, and saved
+    // with it.
+    ran(Command::new("criu").arg("check"))?;
     let warm_up = [
         "run",
         "--rm",

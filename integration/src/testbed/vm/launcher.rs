@@ -41,6 +41,7 @@ pub const MASKED: &[&str] = &[
     "systemd-pstore.service",
     "systemd-random-seed.service",
     "systemd-timesyncd.service",
+    "systemd-tmpfiles-clean.timer",
     "systemd-update-done.service",
 ];
 
