@@ -1,4 +1,5 @@
-//! Docker as a test drives it: the testbed's daemon, or one of the test's own with our shim in the place of containerd's.
+//! Docker as a test drives it: the testbed's daemon, or one of the test's own with our shim in the place of
+//! containerd's.
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -228,7 +228,8 @@ mod tests {
 
     #[test]
     fn a_mount_table_gives_its_mount_points() {
-        let table = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n37 35 0:5 / /proc rw - proc proc rw\n";
+        let table = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n\
+            37 35 0:5 / /proc rw - proc proc rw\n";
         assert_eq!(mount_points(table).collect::<Vec<_>>(), ["/mnt2", "/proc"]);
     }
 

@@ -21,7 +21,8 @@ use crate::messages as msg;
 /// What a call to containerd came to: the answer, or the code and text with which it was refused.
 pub type Answer<T> = Result<T, Refusal>;
 
-/// Longest a call may take before the test fails. Under emulation (suite `vm`) a create on a busy machine takes some ten seconds.
+/// Longest a call may take before the test fails. Under emulation (suite `vm`) a create on a busy machine takes some
+/// ten seconds.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(60);
 
 const CONTAINERS: &str = "containerd.services.containers.v1.Containers";

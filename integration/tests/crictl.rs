@@ -1,5 +1,5 @@
-//! Pods by containerd's CRI service, as a kubelet asks for them: with our runtime's name, and with containerd's name and
-//! our binary (`runtime_path`).
+//! Pods by containerd's CRI service, as a kubelet asks for them: with our runtime's name, and with containerd's name
+//! and our binary (`runtime_path`).
 #![expect(
     unused_results,
     reason = "a test acts through calls, and compares only the answers it is about"
