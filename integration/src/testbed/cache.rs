@@ -76,9 +76,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().join("thing-1");
         assert!(
-            built(&place, |partial| fs::create_dir(partial)
-                .map_err(Into::into)
-                .and(anyhow::bail!("no")))
+            built(&place, |partial| {
+                fs::create_dir(partial)?;
+                anyhow::bail!("no")
+            })
             .is_err()
         );
         assert!(!place.exists());

@@ -60,7 +60,8 @@ mod tests {
     #[test]
     fn suite_and_command_are_both_optional() {
         let shell = vec!["bash".to_owned()];
-        let cases: &[(&[&str], Option<(Suite, Vec<String>)>)] = &[
+        type Case<'a> = (&'a [&'a str], Option<(Suite, Vec<String>)>);
+        let cases: &[Case<'_>] = &[
             (&[], Some((Suite::Forky, shell.clone()))),
             (&["trixie"], Some((Suite::Trixie, shell.clone()))),
             (&["--"], Some((Suite::Forky, shell))),
