@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use shim::args::{Action, Args, Environment};
+use shim::restore::loopback;
 use shim::{bootstrap, delete, info, serve, start};
 
 fn main() -> ExitCode {
@@ -24,6 +25,9 @@ fn main() -> ExitCode {
 
 /// Does what the command line says. Returns what is to be printed.
 fn run() -> Result<Vec<u8>, Box<dyn Error>> {
+    if let Some(raised) = loopback::run_as_script() {
+        return Ok(raised.map(|()| Vec::new())?);
+    }
     let args = Args::parse(env::args_os().skip(1))?;
     let environment = Environment::read();
     match args.action {

@@ -15,7 +15,7 @@
 //! made again; it is never turned into a fresh start.
 
 mod error;
-mod loopback;
+pub mod loopback;
 mod steps;
 
 use std::ffi::OsString;

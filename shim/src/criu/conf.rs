@@ -52,6 +52,7 @@ const fn known(name: &'static str, major: u32, minor: u32) -> Known {
 
 /// The options we may write. Configuration files as such came with 3.11.
 const KNOWN: &[Known] = &[
+    known("action-script", 3, 11),
     known("file-locks", 3, 11),
     known("ghost-limit", 3, 11),
     known("leave-stopped", 3, 11),
@@ -93,7 +94,8 @@ impl Options {
         }
     }
 
-    fn value(&mut self, name: &'static str, value: String) {
+    /// Adds an option with a value, which is quoted if it has blanks.
+    pub fn value(&mut self, name: &'static str, value: String) {
         self.0.push((name, Some(value)));
     }
 
@@ -110,8 +112,8 @@ impl Options {
             }
             text.push_str(name);
             if let Some(value) = value {
-                text.push(' ');
-                text.push_str(value);
+                let quote = if value.contains(' ') { "\"" } else { "" };
+                text.extend([" ", quote, value, quote]);
             }
             text.push('\n');
         }
@@ -249,6 +251,13 @@ mod tests {
         let (text, unknown) = options.render(Version::new(3, 11));
         assert_eq!(text, "file-locks\nghost-limit 7\n");
         assert_eq!(unknown, ["skip-file-rwx-check", "invented"]);
+    }
+
+    #[test]
+    fn a_value_with_blanks_is_quoted() {
+        let mut options = Options::default();
+        options.value("action-script", "sh /run/x.sh".to_owned());
+        assert_eq!(options.render(CRIU_4_2).0, "action-script \"sh /run/x.sh\"\n");
     }
 
     #[test]

@@ -67,7 +67,9 @@ fn scan(mut log: impl BufRead) -> io::Result<Option<Telling>> {
         }
         line.truncate(LINE_LENGTH_MAX);
         let text = String::from_utf8_lossy(&line);
-        let (message, is_error) = message(&text);
+        let Some((message, is_error)) = complaint(&text) else {
+            continue;
+        };
         if NOISE.iter().any(|noise| message.contains(noise)) {
             continue;
         }
@@ -81,26 +83,24 @@ fn scan(mut log: impl BufRead) -> io::Result<Option<Telling>> {
     }
 }
 
-/// A line without time and place, and whether it is an error:
+/// A warning or an error without time and place, and whether it is an error:
 /// `(00.107561) Error (criu/sk-inet.c:210): inet: Connected TCP socket` is `inet: Connected TCP socket`.
-fn message(line: &str) -> (&str, bool) {
+fn complaint(line: &str) -> Option<(&str, bool)> {
     let line = line.trim_end();
     let line = match line.split_once(") ") {
         Some((time, rest)) if time.starts_with('(') => rest,
         _ => line,
     };
-    for (level, is_error) in [("Error (", true), ("Warn  (", false)] {
-        // A line of a forked task has its pid before the level.
-        if let Some((before, rest)) = line.split_once(level)
-            && before
-                .chars()
-                .all(|c| c.is_ascii_digit() || matches!(c, ' ' | ':'))
-            && let Some((_, message)) = rest.split_once("): ")
-        {
-            return (message.trim(), is_error);
-        }
-    }
-    (line.trim(), false)
+    // A line of a forked task has its pid before the level.
+    let levels = [("Error (", true), ("Warn  (", false)];
+    levels.into_iter().find_map(|(level, is_error)| {
+        let (before, rest) = line.split_once(level)?;
+        let is_level = before
+            .chars()
+            .all(|c| c.is_ascii_digit() || matches!(c, ' ' | ':'));
+        let (_, message) = rest.split_once("): ").filter(|_| is_level)?;
+        Some((message.trim(), is_error))
+    })
 }
 
 fn of_runc(said: &str) -> Telling {

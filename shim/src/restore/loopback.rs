@@ -3,9 +3,11 @@
 //! runc brings `lo` up when it creates a network namespace. At a restore the namespace is made by CRIU, which is told by
 //! runc to leave networks alone, and `lo` stays down: what listens on 127.0.0.1 is restored and cannot be reached.
 
+use std::env;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::thread;
 
 use nix::sched::{CloneFlags, setns};
@@ -32,6 +34,43 @@ const STACK_SIZE: usize = 128 * 1024;
 
 /// The kernel answers at once, or waits for other changes to networks, which take milliseconds.
 const ANSWER_SECONDS_MAX: i64 = 5;
+
+/// What CRIU tells a script in its environment: at which stage it is, and the restored init in our pid namespace.
+const STAGE: &str = "CRTOOLS_SCRIPT_ACTION";
+const INIT_PID: &str = "CRTOOLS_INIT_PID";
+
+/// The stage at which the namespaces are there and nothing of the processes is.
+const NAMESPACES_MADE: &str = "setup-namespaces";
+
+/// The script for CRIU: this program, which then finds [`STAGE`] in its environment. CRIU executes the path as it is, with
+/// no arguments, and the bundle may be on a file system that is mounted noexec.
+///
+/// # Errors
+/// The program's own file cannot be found: it was replaced while it ran.
+pub(super) fn script() -> io::Result<PathBuf> {
+    let path = env::current_exe()?;
+    if path.exists() {
+        Ok(path)
+    } else {
+        Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            path.display().to_string(),
+        ))
+    }
+}
+
+/// Does what CRIU's script is for, if this program was started as one.
+pub fn run_as_script() -> Option<io::Result<()>> {
+    let stage = env::var_os(STAGE)?;
+    if stage != NAMESPACES_MADE {
+        return Some(Ok(()));
+    }
+    let pid = env::var(INIT_PID).ok().and_then(|pid| pid.parse().ok());
+    Some(
+        pid.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{INIT_PID} is no pid")))
+            .and_then(raise),
+    )
+}
 
 /// Brings `lo` up in the network namespace of a process.
 ///

@@ -95,6 +95,11 @@ impl Restoring {
         let mut options = Options::of_restore(&self.settings, true);
         options.switch("tcp-close", self.tcp() == Tcp::Close);
         let kept = self.summary.connections && self.tcp() == Tcp::Established;
+        if kept && self.makes_network() {
+            let program = Path::new("/proc/self/exe");
+            let script = loopback::script().map_err(RestoreCause::files("find the program", program))?;
+            options.value("action-script", script.display().to_string());
+        }
         let request = Request {
             bundle: &self.bundle,
             version: criu.version,
@@ -107,10 +112,8 @@ impl Restoring {
     }
 
     pub(super) fn unconfigure(&mut self) -> Result<(), RestoreCause> {
-        conf::remove(&self.bundle).map_err(RestoreCause::files(
-            "remove criu's configuration from",
-            &self.bundle,
-        ))
+        let failed = RestoreCause::files("remove criu's configuration from", &self.bundle);
+        conf::remove(&self.bundle).map_err(failed)
     }
 
     pub(super) async fn restore(&mut self) -> Result<(), RestoreCause> {
@@ -184,13 +187,7 @@ impl Restoring {
 
     /// Does what runc does for a network namespace it makes; one that was given belongs to whoever made it.
     pub(super) fn raise_loopback(&mut self) -> Result<(), RestoreCause> {
-        let made = self
-            .spec
-            .linux
-            .namespaces
-            .iter()
-            .any(|namespace| namespace.kind == "network" && namespace.path.as_os_str().is_empty());
-        if !made {
+        if !self.makes_network() {
             return Ok(());
         }
         loopback::raise(self.pid).map_err(RestoreCause::Loopback)
@@ -251,6 +248,14 @@ impl Restoring {
     /// The cgroup that the container is configured for.
     fn leftover(&self) -> Leftover {
         Leftover::find(&self.state(), &self.spec.linux.cgroups_path)
+    }
+
+    /// Whether the container gets a network namespace of its own making, and not one it is given.
+    fn makes_network(&self) -> bool {
+        let namespaces = &self.spec.linux.namespaces;
+        namespaces
+            .iter()
+            .any(|namespace| namespace.kind == "network" && namespace.path.as_os_str().is_empty())
     }
 
     fn pid_file(&self) -> PathBuf {
