@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -39,6 +39,12 @@ const LOG_LINES: usize = 15;
 /// A line from the guest's launcher is a word or an error message.
 const LINE_BYTES_MAX: usize = 4096;
 
+/// QEMU ends at once when it is told to; this is for a loaded machine.
+const END_MAX: Duration = Duration::from_secs(60);
+
+/// How often it is looked at.
+const END_STEP: Duration = Duration::from_millis(50);
+
 /// How it starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Boot {
@@ -56,6 +62,7 @@ pub struct Machine {
     pub agent: UnixStream,
     /// QEMU's control socket.
     pub monitor: UnixStream,
+    image: PathBuf,
     logs: PathBuf,
 }
 
@@ -81,8 +88,14 @@ impl Machine {
             process: Arc::new(Mutex::new(process)),
             agent,
             monitor,
+            image: image.to_owned(),
             logs: logs.to_owned(),
         })
+    }
+
+    /// The directory of the image it was started from.
+    pub fn image(&self) -> &Path {
+        &self.image
     }
 
     /// A handle that can end it from another thread.
@@ -127,8 +140,17 @@ impl Machine {
 
     /// Waits for QEMU to end by itself.
     pub fn wait(&self) -> Result<()> {
-        let ended = self.process.lock().unwrap_or_else(PoisonError::into_inner).wait();
-        let status = ended.context("wait for QEMU")?;
+        let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        let deadline = Instant::now() + END_MAX;
+        let status = loop {
+            if let Some(status) = process.try_wait().context("wait for QEMU")? {
+                break status;
+            }
+            if Instant::now() > deadline {
+                bail!("end the machine in {END_MAX:?}; {}", self.last_words());
+            }
+            std::thread::sleep(END_STEP);
+        };
         if !status.success() {
             bail!(
                 "run the machine to its end: QEMU ended with {status}; {}",

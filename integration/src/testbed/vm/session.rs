@@ -73,16 +73,11 @@ pub fn run(machine: &Machine, signals: SignalFd, program: &Path, request: &Reque
 }
 
 fn converse(machine: &Machine, speaker: &Speaker, program: &Path, request: &Request) -> Result<u8> {
-    machine.tell(&launcher::become_agent(program, SystemTime::now()))?;
+    wake(machine, program).with_context(|| {
+        let image = machine.image().display();
+        format!("resume the machine; if it fails again, remove {image} to have it made anew")
+    })?;
     let mut agent = &machine.agent;
-    agent.set_read_timeout(Some(READY_MAX))?;
-    match Frame::read(&mut agent) {
-        Ok(Some(Frame::Ready)) => {}
-        Ok(other) => bail!("start the agent: {other:?} came; {}", machine.last_words()),
-        Err(error) => {
-            return Err(error).with_context(|| format!("start the agent; {}", machine.last_words()));
-        }
-    }
     // No deadline: how long the command may take is for whoever started it to say.
     agent.set_read_timeout(None)?;
     speaker.say(&Frame::Request(request.clone()))?;
@@ -101,6 +96,18 @@ fn converse(machine: &Machine, speaker: &Speaker, program: &Path, request: &Requ
                 machine.last_words()
             ),
         }
+    }
+}
+
+/// Has the resumed guest start the agent.
+fn wake(machine: &Machine, program: &Path) -> Result<()> {
+    machine.tell(&launcher::become_agent(program, SystemTime::now()))?;
+    let mut agent = &machine.agent;
+    agent.set_read_timeout(Some(READY_MAX))?;
+    match Frame::read(&mut agent) {
+        Ok(Some(Frame::Ready)) => Ok(()),
+        Ok(other) => bail!("start the agent: {other:?} came; {}", machine.last_words()),
+        Err(error) => Err(error).with_context(|| format!("start the agent; {}", machine.last_words())),
     }
 }
 
