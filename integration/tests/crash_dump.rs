@@ -279,7 +279,10 @@ fn killed_restore(victim: &str) -> Result<()> {
     match victim {
         "criu" => kill(criu, Signal::SIGKILL)?,
         "runc" => kill(runc, Signal::SIGKILL)?,
-        _ => kill(Pid::from_raw(first.container.shim_pid()?), Signal::SIGKILL)?,
+        _ => kill(
+            Pid::from_raw(field(runc.as_raw(), "PPid:").context("find the shim")?),
+            Signal::SIGKILL,
+        )?,
     }
     let restored = restore
         .join()
