@@ -211,6 +211,33 @@ fn restore_that_is_never_started_goes_away() -> Result<()> {
 }
 
 #[test]
+fn running_exec_goes_on_and_is_no_part_of_the_dump() -> Result<()> {
+    need!(Criu, "dumps");
+    let host = Host::new()?;
+    let first = Spoken::run(host.container("c", counter())?)?;
+    let exec = first
+        .container
+        .add_exec("shell", "while :; do sleep 1000; done")?;
+    let _pid = exec.start()?;
+    let printed = host.ctr(&["tasks", "checkpoint", "c"])?.ok()?;
+    assert_eq!(exec.state()?.status(), Status::Running);
+    first.says("one", "1 one")?;
+    exec.kill(9)?;
+    let _status = exec.wait()?;
+    let _status = exec.delete()?;
+    let _status = first.container.kill_and_delete()?;
+
+    let second = Spoken::restore(first.container, dump_in(&host, &printed)?)?;
+    second.says("one", "1 one")?;
+    assert_eq!(
+        host.api().pids("c")?.len(),
+        1,
+        "only the container's own process came back"
+    );
+    Ok(())
+}
+
+#[test]
 fn terminal_comes_back() -> Result<()> {
     need!(Criu, "dumps");
     let host = Host::new()?;
