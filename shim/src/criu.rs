@@ -7,6 +7,7 @@ pub mod conf;
 pub mod connections;
 pub mod culprits;
 pub mod images;
+pub mod lock;
 pub mod logs;
 pub mod manifest;
 pub mod proc;

@@ -107,6 +107,8 @@ struct Dumping<'j> {
     froze: bool,
     /// It holds TCP connections.
     connected: bool,
+    /// CRIU locks the network for them.
+    locks: bool,
     /// Host pids of tasks that are stopped again before the thaw.
     woken: Vec<i32>,
     environment: Vec<(OsString, OsString)>,

@@ -222,6 +222,7 @@ mod tests {
                 "not installed",
             ),
             ("criu is missing features: [MemTrack]", "memory tracking"),
+            ("runc checkpoint ended with status 137 and said nothing", "runc was killed"),
         ] {
             let told = read(Path::new("/nonexistent/dump.log"), said);
             assert!(

@@ -16,7 +16,7 @@ use crate::criu::conf::{self, Options, Request};
 use crate::criu::logs::Keeper;
 use crate::criu::manifest::{self, Manifest};
 use crate::criu::telling;
-use crate::criu::{Criu, connections, culprits, images, proc, stray, work};
+use crate::criu::{Criu, connections, culprits, images, lock, proc, stray, work};
 use crate::runc::{Call, RuncError};
 
 /// The images before the commit, inside the image directory so that a rename is all the commit takes.
@@ -64,6 +64,7 @@ impl<'j> Dumping<'j> {
             made_image_path: false,
             froze: false,
             connected: false,
+            locks: false,
             woken: Vec::new(),
             environment: Vec::new(),
             deadline: job.settings.timeout,
@@ -208,6 +209,7 @@ impl<'j> Dumping<'j> {
         self.manifest.shell_job = self.job.options.terminal;
         self.manifest.external_unix_sockets = self.external_unix_sockets();
         let kept = self.connected && tcp == Tcp::Established;
+        self.locks = kept;
         let request = Request {
             bundle: &self.job.bundle,
             version: criu.version,
@@ -305,11 +307,13 @@ impl<'j> Dumping<'j> {
         if let Err(error) = self.job.cgroup.thaw(FREEZE_DEADLINE).await {
             tracing::warn!(id = self.job.id, %error, "failed to thaw a container that CRIU holds");
         }
-        if stray::kill_all(&pids).await {
-            Ok(())
-        } else {
-            Err(DumpCause::CriuStays)
+        if !stray::kill_all(&pids).await {
+            return Err(DumpCause::CriuStays);
         }
+        if self.locks && lock::remove(&self.job.runc.reaper, self.job.init_pid).await {
+            tracing::warn!(id = self.job.id, "removed the network lock that the killed criu had left");
+        }
+        Ok(())
     }
 
     pub(super) fn verify(&mut self) -> Result<(), DumpCause> {

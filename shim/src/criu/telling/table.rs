@@ -322,6 +322,7 @@ pub(super) const RUNC_CAUSES: &[Cause] = &[
         "this kernel has no memory tracking",
         "take full dumps, without a parent",
     ),
+    passing(&["status 137"], "runc was killed", "try again"),
     passing(
         &["type NOTIFY"],
         "a hook or a script around the dump failed",
