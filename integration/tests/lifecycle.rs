@@ -7,6 +7,8 @@
     reason = "a test acts through calls, and compares only the answers it is about"
 )]
 
+mod freeze;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -203,43 +205,6 @@ fn every_waiter_is_told_also_one_that_comes_late() -> Result<()> {
     }
     assert_eq!(container.wait()?, 143, "a waiter that comes after the exit");
     Ok(())
-}
-
-#[test]
-fn a_paused_task_says_so_and_goes_on_when_resumed() -> Result<()> {
-    let host = Host::new()?;
-    let (container, _stdout) = host.run_until_ready(Workload::forever())?;
-    container.api().pause("c")?;
-    assert_eq!(container.status()?, Status::Paused);
-    container.api().resume("c")?;
-    assert_eq!(container.status()?, Status::Running);
-    container.kill(TERM)?;
-    assert_eq!(container.wait()?, 143);
-    Ok(())
-}
-
-#[test]
-fn a_signal_to_a_paused_task_arrives_when_it_is_resumed() -> Result<()> {
-    let host = Host::new()?;
-    let (container, _stdout) = host.run_until_ready(Workload::forever())?;
-    container.api().pause("c")?;
-    container.kill(TERM)?;
-    assert_eq!(container.status()?, Status::Paused);
-    container.api().resume("c")?;
-    assert_eq!(container.wait()?, 143);
-    Ok(())
-}
-
-#[test]
-fn kill_ends_a_paused_task() -> Result<()> {
-    let host = Host::new()?;
-    let (container, _stdout) = host.run_until_ready(Workload::forever())?;
-    container.api().pause("c")?;
-    container.kill(KILL)?;
-    assert_eq!(container.wait()?, 137);
-    assert_eq!(container.status()?, Status::Stopped);
-    container.delete()?;
-    host.assert_clean()
 }
 
 #[test]
