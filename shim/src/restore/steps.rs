@@ -118,7 +118,8 @@ impl Restoring {
 
     pub(super) async fn restore(&mut self) -> Result<(), RestoreCause> {
         let pid_file = self.pid_file();
-        let mut args: Vec<&OsStr> = vec!["restore".as_ref(), "--detach".as_ref(), "--no-subreaper".as_ref()];
+        // No `--no-subreaper`: crun does not know it, and a detached runc is gone before it could reap anything.
+        let mut args: Vec<&OsStr> = vec!["restore".as_ref(), "--detach".as_ref()];
         for (flag, value) in [
             ("--bundle", self.bundle.as_path()),
             ("--image-path", &self.image_path),
