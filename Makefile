@@ -9,7 +9,7 @@ SUITES ?=
 BENCH ?=
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: build demo test check bench install uninstall
+.PHONY: build demo test check bench
 build:
 	$(CARGO) build --release
 

@@ -27,6 +27,9 @@ const LOCKS: &[(&str, NetworkLock)] = &[
     ("nftables", NetworkLock::Nftables),
 ];
 
+/// Settings of the host alone. Whoever may write a container's annotations must not choose where root writes.
+pub const HOST_ONLY: [&str; 2] = ["dump.log-dir", "restore.log-dir"];
+
 /// Every setting there is.
 pub const KEYS: &[Key] = &[
     Key {

@@ -75,6 +75,14 @@ pub enum ConfigError {
         /// The nearest real name.
         suggestion: Option<&'static str>,
     },
+    /// A setting that only the host's file may have.
+    #[error("take setting {name:?} from {origin}: only the host's configuration file may have it")]
+    HostOnly {
+        /// The dotted name.
+        name: String,
+        /// Who wrote it.
+        origin: Source,
+    },
     /// A setting has a value it cannot have.
     #[error("use setting {name:?} from {origin}: the value is {problem}")]
     Value {
@@ -113,13 +121,34 @@ pub fn resolve_from(path: &Path, annotations: &BTreeMap<String, String>) -> Resu
             apply(&mut settings, &name, &value, &origin)?;
         }
     }
+    annotate(&mut settings, annotations)?;
+    Ok(settings)
+}
+
+/// The settings for a container with these annotations on a host whose file cannot be used.
+///
+/// # Errors
+/// The first thing wrong with the annotations.
+pub fn resolve_without_file(annotations: &BTreeMap<String, String>) -> Result<Settings, ConfigError> {
+    let mut settings = Settings::default();
+    annotate(&mut settings, annotations)?;
+    Ok(settings)
+}
+
+fn annotate(settings: &mut Settings, annotations: &BTreeMap<String, String>) -> Result<(), ConfigError> {
     for (annotation, text) in annotations {
         if let Some(name) = setting_of(annotation) {
             let origin = Source::Annotation(annotation.clone());
-            apply(&mut settings, name, &Value::Text(text.clone()), &origin)?;
+            if key::HOST_ONLY.contains(&name) {
+                return Err(ConfigError::HostOnly {
+                    name: name.to_owned(),
+                    origin,
+                });
+            }
+            apply(settings, name, &Value::Text(text.clone()), &origin)?;
         }
     }
-    Ok(settings)
+    Ok(())
 }
 
 fn read(path: &Path) -> Result<Option<String>, ConfigError> {
@@ -205,6 +234,15 @@ fn bad_value(name: &str, origin: &Source, problem: Problem) -> ConfigError {
 mod tests {
     use super::*;
     use crate::settings::Tcp;
+
+    #[test]
+    fn an_annotation_cannot_say_where_root_writes() {
+        for name in key::HOST_ONLY {
+            let annotation = format!("{ANNOTATION_PREFIX}{name}");
+            let refused = resolve_without_file(&BTreeMap::from([(annotation, "/tmp/x".to_owned())]));
+            assert!(matches!(refused, Err(ConfigError::HostOnly { .. })), "{name}");
+        }
+    }
 
     fn with(file: Option<&str>, annotations: &[(&str, &str)]) -> Result<Settings, ConfigError> {
         let dir = tempfile::tempdir().expect("a temporary directory");

@@ -20,5 +20,5 @@ pub mod settings;
 pub mod value;
 
 pub use key::{KEYS, Key};
-pub use layer::{ConfigError, Source, resolve, resolve_from};
+pub use layer::{ConfigError, Source, resolve, resolve_from, resolve_without_file};
 pub use settings::{Dump, NetworkLock, Restore, Settings, Tcp};

@@ -12,7 +12,7 @@ use super::queue::answer;
 use super::{Deleted, Facts, Owner, Reply};
 use crate::cgroup::Metrics;
 use crate::dump::{self, CheckpointOptions, DumpJob};
-use crate::error::{Error, Result, chain, internal};
+use crate::error::{Error, Result, internal};
 use crate::events::Event;
 use crate::reap::ExitWatch;
 use crate::runc::fast::{self, Fast};
@@ -27,7 +27,11 @@ const KILLED_DEADLINE: Duration = Duration::from_secs(30);
 
 impl Owner {
     pub(super) fn start(&mut self, reply: Reply<i32>) {
-        let status = if self.held_exit.is_some() { Status::Stopped } else { self.init.status };
+        let status = if self.held_exit.is_some() {
+            Status::Stopped
+        } else {
+            self.init.status
+        };
         if let Err(error) = check(status, Act::Start) {
             return answer(reply, Err(error));
         }
@@ -38,7 +42,9 @@ impl Owner {
         let restored = self.restored.take();
         let start = async move {
             match restored {
-                Some(restored) => crate::restore::release(&restored).await.map_err(internal("let the restored processes go")),
+                Some(restored) => crate::restore::release(&restored)
+                    .await
+                    .map_err(internal("let the restored processes go")),
                 None => start(&facts, watch.as_ref()).await,
             }
         };
@@ -62,8 +68,14 @@ impl Owner {
                     return Err(error);
                 }
             };
-            if let Init::Here { restored: Some(restored), .. } = &init {
-                crate::restore::release(restored).await.map_err(internal("let the restored processes go"))?;
+            if let Init::Here {
+                restored: Some(restored),
+                ..
+            } = &init
+            {
+                crate::restore::release(restored)
+                    .await
+                    .map_err(internal("let the restored processes go"))?;
             }
             Ok(init)
         };
@@ -75,7 +87,10 @@ impl Owner {
                     owner.watch_init();
                     owner.started(reply);
                 }
-                Ok(Init::Later(_)) => answer(reply, Err(Error::Internal("the restore was put off twice".to_owned()))),
+                Ok(Init::Later(_)) => answer(
+                    reply,
+                    Err(Error::Internal("the restore was put off twice".to_owned())),
+                ),
                 Err(error) => answer(reply, Err(error)),
             }
             drop(strangers);
@@ -87,7 +102,10 @@ impl Owner {
         self.init.status = Status::Running;
         let pid = self.init.pid;
         let container_id = self.facts.id.clone();
-        self.facts.events.publish(Event::Start { container_id, pid: pid.unsigned_abs() });
+        self.facts.events.publish(Event::Start {
+            container_id,
+            pid: pid.unsigned_abs(),
+        });
         answer(reply, Ok(pid));
     }
 
@@ -101,16 +119,30 @@ impl Owner {
             if !facts.runc.is_plain() {
                 return by_runtime(&facts, "pause").await;
             }
-            facts.cgroup()?.freeze(FREEZE_DEADLINE).await.map_err(internal("pause the container"))
+            facts
+                .cgroup()?
+                .freeze(FREEZE_DEADLINE)
+                .await
+                .map_err(internal("pause the container"))
         };
         self.exclusively("pause", freeze, |owner, frozen| {
-            if owner.init.status == Status::Pausing {
-                owner.init.status = if frozen.is_ok() { Status::Paused } else { Status::Running };
-            }
-            if frozen.is_ok() {
-                owner.facts.events.publish(Event::Paused { container_id: owner.facts.id.clone() });
-            }
-            answer(reply, frozen);
+            let id = owner.facts.id.clone();
+            let paused = match frozen {
+                // It ended meanwhile and that was told: nothing of it is paused any more.
+                Ok(()) if owner.init.status != Status::Pausing => check(owner.init.status, Act::Pause),
+                Ok(()) => {
+                    owner.init.status = Status::Paused;
+                    owner.facts.events.publish(Event::Paused { container_id: id });
+                    Ok(())
+                }
+                Err(error) => {
+                    if owner.init.status == Status::Pausing {
+                        owner.init.status = Status::Running;
+                    }
+                    Err(error)
+                }
+            };
+            answer(reply, paused);
         });
     }
 
@@ -123,12 +155,18 @@ impl Owner {
             if !facts.runc.is_plain() {
                 return by_runtime(&facts, "resume").await;
             }
-            facts.cgroup()?.thaw(FREEZE_DEADLINE).await.map_err(internal("resume the container"))
+            facts
+                .cgroup()?
+                .thaw(FREEZE_DEADLINE)
+                .await
+                .map_err(internal("resume the container"))
         };
         self.exclusively("resume", thaw, |owner, thawed| {
             if thawed.is_ok() && owner.init.status == Status::Paused {
                 owner.init.status = Status::Running;
-                owner.facts.events.publish(Event::Resumed { container_id: owner.facts.id.clone() });
+                owner.facts.events.publish(Event::Resumed {
+                    container_id: owner.facts.id.clone(),
+                });
             }
             answer(reply, thawed);
         });
@@ -140,9 +178,21 @@ impl Owner {
         }
         let facts = Arc::clone(&self.facts);
         let update = async move {
-            let args: [&OsStr; 4] = ["update".as_ref(), "--resources".as_ref(), "-".as_ref(), facts.id.as_ref()];
-            let call = Call { input: Some(resources), ..Call::default() };
-            facts.runc.run(&args, call).await.map_err(internal("OCI runtime update failed"))
+            let args: [&OsStr; 4] = [
+                "update".as_ref(),
+                "--resources".as_ref(),
+                "-".as_ref(),
+                facts.id.as_ref(),
+            ];
+            let call = Call {
+                input: Some(resources),
+                ..Call::default()
+            };
+            facts
+                .runc
+                .run(&args, call)
+                .await
+                .map_err(internal("OCI runtime update failed"))
         };
         self.exclusively("update", update, |_, updated| answer(reply, updated));
     }
@@ -166,12 +216,15 @@ impl Owner {
                 options,
                 settings: facts.settings.dump.clone(),
             };
-            dump::dump(&job).await.map_err(|error| Error::Internal(chain(&error)))
+            dump::dump(&job).await.map_err(Error::from)
         };
         self.exclusively("checkpoint", dump, move |owner, dumped| {
             if dumped.is_ok() {
                 let container_id = owner.facts.id.clone();
-                owner.facts.events.publish(Event::Checkpointed { container_id, checkpoint: path });
+                owner.facts.events.publish(Event::Checkpointed {
+                    container_id,
+                    checkpoint: path,
+                });
             }
             answer(reply, dumped.map(drop));
         });
@@ -218,7 +271,13 @@ impl Owner {
     /// Under cgroup v1 a frozen task does not even die of SIGKILL, so the cgroup is let go.
     fn thaw_to_die(&self) {
         let facts = Arc::clone(&self.facts);
-        let thaw = async move { facts.cgroup()?.thaw(FREEZE_DEADLINE).await.map_err(internal("thaw a killed container")) };
+        let thaw = async move {
+            facts
+                .cgroup()?
+                .thaw(FREEZE_DEADLINE)
+                .await
+                .map_err(internal("thaw a killed container"))
+        };
         self.aside(thaw, |owner, thawed| {
             if let Err(error) = thawed {
                 tracing::warn!(id = owner.facts.id, %error, "a killed container may stay frozen");
@@ -228,8 +287,12 @@ impl Owner {
 
     pub(super) fn resize(&mut self, exec: Option<&str>, width: u16, height: u16) -> Result<()> {
         match &self.process(exec)?.streams {
-            Some(streams) => streams.resize(width, height).map_err(internal("resize the terminal")),
-            None => Err(Error::FailedPrecondition("the process has no terminal yet".to_owned())),
+            Some(streams) => streams
+                .resize(width, height)
+                .map_err(internal("resize the terminal")),
+            None => Err(Error::FailedPrecondition(
+                "the process has no terminal yet".to_owned(),
+            )),
         }
     }
 
@@ -242,14 +305,27 @@ impl Owner {
 
     /// The processes of the container, with the id of the exec a pid belongs to.
     pub(super) fn pids(&self) -> Vec<(i32, Option<String>)> {
-        let mut pids = self.facts.cgroup().map(crate::cgroup::Cgroup::procs).unwrap_or_default();
-        if pids.is_empty() && self.held_exit.is_none() && self.init.status != Status::Stopped && self.init.pid > 0 {
+        let mut pids = self
+            .facts
+            .cgroup()
+            .map(crate::cgroup::Cgroup::procs)
+            .unwrap_or_default();
+        if pids.is_empty()
+            && self.held_exit.is_none()
+            && self.init.status != Status::Stopped
+            && self.init.pid > 0
+        {
             // A task without processes would be reaped as leaked by a restarting containerd.
             pids.push(self.init.pid);
         }
         let exec_of = |pid| {
-            let mut running = self.execs.iter().filter(|(_, process)| process.status == Status::Running);
-            running.find(|(_, process)| process.pid == pid).map(|(id, _)| id.clone())
+            let mut running = self
+                .execs
+                .iter()
+                .filter(|(_, process)| process.status == Status::Running);
+            running
+                .find(|(_, process)| process.pid == pid)
+                .map(|(id, _)| id.clone())
         };
         pids.into_iter().map(|pid| (pid, exec_of(pid))).collect()
     }
@@ -257,7 +333,10 @@ impl Owner {
     pub(super) fn stats(&self) -> Result<Metrics> {
         let cgroup = self.facts.cgroup()?;
         if !cgroup.exists() {
-            return Err(Error::NotFound(format!("container {} has no cgroup any more", self.facts.id)));
+            return Err(Error::NotFound(format!(
+                "container {} has no cgroup any more",
+                self.facts.id
+            )));
         }
         cgroup.stats().map_err(internal("read the container's metrics"))
     }
@@ -267,7 +346,9 @@ impl Owner {
             return answer(reply, Err(error));
         }
         let facts = Arc::clone(&self.facts);
-        let alive = (self.init.status == Status::Created).then(|| self.init.watch.clone()).flatten();
+        let alive = (self.init.status == Status::Created)
+            .then(|| self.init.watch.clone())
+            .flatten();
         let streams: Vec<_> = std::iter::once(&mut self.init)
             .chain(self.execs.values_mut())
             .filter_map(|process| process.streams.take())
@@ -309,7 +390,11 @@ impl Owner {
 async fn by_runtime(facts: &Facts, verb: &str) -> Result<()> {
     let args: [&OsStr; 2] = [verb.as_ref(), facts.id.as_ref()];
     let failed = format!("OCI runtime {verb} failed");
-    facts.runc.run(&args, Call::default()).await.map_err(internal(&failed))
+    facts
+        .runc
+        .run(&args, Call::default())
+        .await
+        .map_err(internal(&failed))
 }
 
 /// Lets a created init go on: the short way if nothing but that is to be done, else through runc.
@@ -328,7 +413,8 @@ async fn start(facts: &Facts, init: Option<&ExitWatch>) -> Result<()> {
 /// Removes what the runtime keeps: the short way if nothing but that is to be done, else through runc. `alive` is the
 /// init of a container that was created and never started.
 async fn delete_from_runc(facts: &Facts, alive: Option<ExitWatch>) -> Result<()> {
-    let plain = facts.runc.is_plain() && alive.is_none() && !facts.spec.hooks.poststop && !facts.runc.systemd_cgroup;
+    let plain =
+        facts.runc.is_plain() && alive.is_none() && !facts.spec.hooks.poststop && !facts.runc.systemd_cgroup;
     if plain && matches!(fast::delete(&facts.state_dir()), Ok(Fast::Done)) {
         return Ok(());
     }
@@ -355,7 +441,13 @@ fn runc_delete_failed(error: RuncError) -> Error {
 }
 
 /// The init as `Create` announced it, for the event.
-pub(super) fn announce(facts: &Facts, rootfs: Vec<oci_bundles::mounts::Mount>, io: StdioRequest, checkpoint: String, pid: i32) {
+pub(super) fn announce(
+    facts: &Facts,
+    rootfs: Vec<oci_bundles::mounts::Mount>,
+    io: StdioRequest,
+    checkpoint: String,
+    pid: i32,
+) {
     facts.events.publish(Event::Create {
         container_id: facts.id.clone(),
         bundle: facts.bundle.display().to_string(),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use config::{ConfigError, Settings, Source};
+use config::Settings;
 use oci_bundles::mounts::{self, Mount};
 use oci_bundles::spec::{self, SpecView};
 
@@ -67,7 +67,11 @@ pub struct Deferred {
 /// The init as `Create` leaves it.
 pub(super) enum Init {
     /// It exists.
-    Here { pid: i32, streams: Streams, restored: Option<Restored> },
+    Here {
+        pid: i32,
+        streams: Streams,
+        restored: Option<Restored>,
+    },
     /// It comes with `Start`.
     Later(Deferred),
 }
@@ -82,7 +86,10 @@ pub async fn create(mut request: Request, around: Surroundings) -> Result<Contai
     if request.checkpoint.is_empty() {
         request.checkpoint.clone_from(&request.options.criu_image_path);
     }
-    request.options.save(&request.bundle).map_err(internal("keep the runtime options"))?;
+    request
+        .options
+        .save(&request.bundle)
+        .map_err(internal("keep the runtime options"))?;
     let settings = settings(&spec)?;
     let facts = Arc::new(Facts::new(&request, spec, settings, around));
     give_criu_a_config(&facts)?;
@@ -96,7 +103,13 @@ pub async fn create(mut request: Request, around: Surroundings) -> Result<Contai
         }
     };
     let pid = init.pid();
-    announce(&facts, request.rootfs, request.stdio.clone(), request.checkpoint, pid);
+    announce(
+        &facts,
+        request.rootfs,
+        request.stdio.clone(),
+        request.checkpoint,
+        pid,
+    );
     let container = queue::own(facts, init, request.stdio);
     drop(strangers);
     Ok(container)
@@ -142,7 +155,13 @@ impl Facts {
             (None, None) => None,
             (uid, gid) => Some((uid.unwrap_or(0), gid.unwrap_or(0))),
         };
-        stdio::Context { namespace: &self.namespace, id, socket_dir: &self.bundle, owner, reaper: &self.reaper }
+        stdio::Context {
+            namespace: &self.namespace,
+            id,
+            socket_dir: &self.bundle,
+            owner,
+            reaper: &self.reaper,
+        }
     }
 
     /// Flags that `runc create` and `runc restore` share.
@@ -158,17 +177,12 @@ impl Facts {
 /// The container's settings. A wrong annotation is its author's to mend; a broken file of the host must not keep
 /// every container on it from starting.
 fn settings(spec: &SpecView) -> Result<Settings> {
-    match config::resolve(&spec.annotations) {
-        Ok(settings) => Ok(settings),
-        Err(
-            error @ (ConfigError::Unknown { origin: Source::Annotation(_), .. }
-            | ConfigError::Value { origin: Source::Annotation(_), .. }),
-        ) => Err(Error::InvalidArgument(chain(&error))),
-        Err(error) => {
-            tracing::error!(error = chain(&error), "the configuration is not used; defaults hold");
-            Ok(Settings::default())
-        }
-    }
+    let of_annotations = config::resolve_without_file(&spec.annotations)
+        .map_err(|error| Error::InvalidArgument(chain(&error)))?;
+    config::resolve(&spec.annotations).or_else(|error| {
+        tracing::error!(error = chain(&error), "the configuration file is not used");
+        Ok(of_annotations)
+    })
 }
 
 /// runc takes CRIU's configuration file from the spec the container was created with, so the annotation has to be in
@@ -204,8 +218,8 @@ pub(super) fn unmount_rootfs(bundle: &Path) -> Result<()> {
 }
 
 async fn init(facts: &Arc<Facts>, request: &Request) -> Result<Init> {
-    let mut prepared =
-        stdio::prepare(&request.stdio, &facts.stdio_context(&facts.id)).map_err(internal("set up the stdio"))?;
+    let mut prepared = stdio::prepare(&request.stdio, &facts.stdio_context(&facts.id))
+        .map_err(internal("set up the stdio"))?;
     if request.checkpoint.is_empty() {
         run_create(facts, &mut prepared).await?;
         let pid = read_pid(&facts.bundle.join("init.pid"))?;
@@ -219,8 +233,14 @@ async fn init(facts: &Arc<Facts>, request: &Request) -> Result<Init> {
 }
 
 /// Brings the processes of a checkpoint back, stopped.
-pub(super) async fn restore_init(facts: &Arc<Facts>, mut prepared: Prepared, checkpoint: PathBuf) -> Result<Init> {
-    let work_path = Some(&facts.options.criu_work_path).filter(|path| !path.is_empty()).map(PathBuf::from);
+pub(super) async fn restore_init(
+    facts: &Arc<Facts>,
+    mut prepared: Prepared,
+    checkpoint: PathBuf,
+) -> Result<Init> {
+    let work_path = Some(&facts.options.criu_work_path)
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from);
     let job = RestoreJob {
         runc: facts.runc.clone(),
         namespace: facts.namespace.clone(),
@@ -233,7 +253,7 @@ pub(super) async fn restore_init(facts: &Arc<Facts>, mut prepared: Prepared, che
         no_pivot_root: facts.options.no_pivot_root,
         settings: facts.settings.restore.clone(),
     };
-    let restored = restore::restore(job).await.map_err(|error| Error::Internal(chain(&error)))?;
+    let restored = restore::restore(job).await.map_err(Error::from)?;
     here(facts, prepared, restored.pid, Some(restored)).await
 }
 
@@ -250,8 +270,15 @@ async fn run_create(facts: &Facts, prepared: &mut Prepared) -> Result<()> {
         args.push("--no-new-keyring".as_ref());
     }
     args.push(facts.id.as_ref());
-    let call = Call { stdio: Some(prepared.child_stdio()), ..Call::default() };
-    facts.runc.run(&args, call).await.map_err(internal("OCI runtime create failed"))
+    let call = Call {
+        stdio: Some(prepared.child_stdio()),
+        ..Call::default()
+    };
+    facts
+        .runc
+        .run(&args, call)
+        .await
+        .map_err(internal("OCI runtime create failed"))
 }
 
 /// Takes hold of an init that runc has just made.
@@ -259,25 +286,53 @@ async fn here(facts: &Facts, prepared: Prepared, pid: i32, restored: Option<Rest
     match Cgroup::of_pid(pid) {
         Ok(cgroup) => {
             if let Err(error) = cgroup.enable_controllers() {
-                tracing::debug!(id = facts.id, error = chain(&error), "not every cgroup controller could be enabled");
+                tracing::debug!(
+                    id = facts.id,
+                    error = chain(&error),
+                    "not every cgroup controller could be enabled"
+                );
             }
             let _ = facts.cgroup.set(cgroup);
         }
         // It runs all the same; what needs the cgroup says so when it is asked for.
-        Err(error) => tracing::warn!(id = facts.id, error = chain(&error), "the container's cgroup cannot be found"),
+        Err(error) => tracing::warn!(
+            id = facts.id,
+            error = chain(&error),
+            "the container's cgroup cannot be found"
+        ),
     }
-    let streams = prepared.attach(ATTACH_DEADLINE).await.map_err(internal("attach the stdio"))?;
-    Ok(Init::Here { pid, streams, restored })
+    let streams = prepared
+        .attach(ATTACH_DEADLINE)
+        .await
+        .map_err(internal("attach the stdio"))?;
+    Ok(Init::Here {
+        pid,
+        streams,
+        restored,
+    })
 }
 
 /// Takes back whatever a failed create has left. The client gets the first cause; what fails here goes into the log.
 pub(super) async fn clean(facts: &Facts) {
     let args: [&OsStr; 3] = ["delete".as_ref(), "--force".as_ref(), facts.id.as_ref()];
     if facts.state_dir().exists()
-        && let Err(error) = facts.runc.run(&args, Call { deadline: UNDO_DEADLINE, ..Call::default() }).await
+        && let Err(error) = facts
+            .runc
+            .run(
+                &args,
+                Call {
+                    deadline: UNDO_DEADLINE,
+                    ..Call::default()
+                },
+            )
+            .await
         && !error.is_gone()
     {
-        tracing::warn!(id = facts.id, error = chain(&error), "cannot delete what a failed create left in runc");
+        tracing::warn!(
+            id = facts.id,
+            error = chain(&error),
+            "cannot delete what a failed create left in runc"
+        );
     }
     if let Err(error) = unmount_rootfs(&facts.bundle) {
         tracing::warn!(id = facts.id, %error, "cannot unmount what a failed create left");

@@ -104,6 +104,12 @@ fn complaint(line: &str) -> Option<(&str, bool)> {
 }
 
 fn of_runc(said: &str) -> Telling {
+    // runc 1.4 says no more than that its socket to CRIU ended.
+    let said = if said.trim() == "EOF" {
+        "read unixpacket: EOF"
+    } else {
+        said
+    };
     telling(said.trim(), RUNC_CAUSES.iter().find(|cause| cause.matches(said)))
 }
 
@@ -222,7 +228,10 @@ mod tests {
                 "not installed",
             ),
             ("criu is missing features: [MemTrack]", "memory tracking"),
-            ("runc checkpoint ended with status 137 and said nothing", "runc was killed"),
+            (
+                "runc checkpoint ended with status 137 and said nothing",
+                "runc was killed",
+            ),
         ] {
             let told = read(Path::new("/nonexistent/dump.log"), said);
             assert!(

@@ -312,6 +312,11 @@ pub(super) const RUNC_CAUSES: &[Cause] = &[
         "CRIU crashed or was killed",
         "try again; if it comes back, look into the kernel's log",
     ),
+    passing(
+        &["unixpacket", "broken pipe"],
+        "CRIU crashed or was killed",
+        "try again; if it comes back, look into the kernel's log",
+    ),
     cause(
         &["\"criu\"", "not found"],
         "CRIU is not installed",
