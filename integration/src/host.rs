@@ -228,7 +228,10 @@ impl Host {
 
     /// Brings the test image into the test's namespace, for `ctr run`.
     pub fn load_image(&self) -> Result<&'static str> {
-        let _said = self.ctr(&["images", "import", IMAGES])?.ok().context("import the test image")?;
+        let _said = self
+            .ctr(&["images", "import", IMAGES])?
+            .ok()
+            .context("import the test image")?;
         Ok(IMAGE)
     }
 
@@ -269,9 +272,14 @@ impl Drop for Host {
 impl Host {
     /// Images first: a namespace that holds anything cannot be removed. Best effort: an empty namespace harms nobody.
     fn forget_namespace(&self) {
-        let Ok(names) = self.ctr(&["images", "ls", "--quiet"]).and_then(Said::ok) else { return };
+        let Ok(names) = self.ctr(&["images", "ls", "--quiet"]).and_then(Said::ok) else {
+            return;
+        };
         if !names.is_empty() {
-            let remove: Vec<&str> = ["images", "rm", "--sync"].into_iter().chain(names.lines()).collect();
+            let remove: Vec<&str> = ["images", "rm", "--sync"]
+                .into_iter()
+                .chain(names.lines())
+                .collect();
             let _said = self.ctr(&remove);
             let _said = self.ctr(&["namespaces", "rm", self.namespace()]);
         }
@@ -283,7 +291,15 @@ impl Inner {
         let api = TaskApi::new(&address, &places.namespace)?;
         lay_rootfs(&dir.path().join("rootfs"))?;
         let (sockets, sockets_forgiven) = Default::default();
-        Ok(Arc::new(Self { api, places, dir, address, runtime: need::runtime(), sockets, sockets_forgiven }))
+        Ok(Arc::new(Self {
+            api,
+            places,
+            dir,
+            address,
+            runtime: need::runtime(),
+            sockets,
+            sockets_forgiven,
+        }))
     }
 
     pub(crate) fn bundle(&self, id: &str) -> PathBuf {

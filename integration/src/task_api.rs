@@ -185,7 +185,11 @@ impl TaskApi {
 
     /// Dumps the task, with runc's options or with none; returns what is in the content store now, which is nothing
     /// when the dump went to a path.
-    pub fn checkpoint(&self, id: &str, options: Option<&msg::CheckpointOptions>) -> Answer<Vec<msg::Descriptor>> {
+    pub fn checkpoint(
+        &self,
+        id: &str,
+        options: Option<&msg::CheckpointOptions>,
+    ) -> Answer<Vec<msg::Descriptor>> {
         let options = options.map(|options| prost_types::Any {
             type_url: "containerd.runc.v1.CheckpointOptions".to_owned(),
             value: options.encode_to_vec(),

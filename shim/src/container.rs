@@ -61,18 +61,54 @@ pub struct NewExec {
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the names of the Task service's requests")]
 pub enum Command {
-    Start { exec: Option<String>, reply: Reply<i32> },
-    Exec { exec: NewExec, reply: Reply<()> },
-    Delete { exec: Option<String>, reply: Reply<Deleted> },
-    Kill { exec: Option<String>, signal: i32, all: bool, reply: Reply<()> },
-    Pause { reply: Reply<()> },
-    Resume { reply: Reply<()> },
-    Update { resources: Vec<u8>, reply: Reply<()> },
-    Checkpoint { options: Box<CheckpointOptions>, reply: Reply<()> },
-    Resize { exec: Option<String>, width: u16, height: u16, reply: Reply<()> },
-    CloseIo { exec: Option<String>, reply: Reply<()> },
-    Pids { reply: Reply<Vec<(i32, Option<String>)>> },
-    Stats { reply: Reply<Metrics> },
+    Start {
+        exec: Option<String>,
+        reply: Reply<i32>,
+    },
+    Exec {
+        exec: NewExec,
+        reply: Reply<()>,
+    },
+    Delete {
+        exec: Option<String>,
+        reply: Reply<Deleted>,
+    },
+    Kill {
+        exec: Option<String>,
+        signal: i32,
+        all: bool,
+        reply: Reply<()>,
+    },
+    Pause {
+        reply: Reply<()>,
+    },
+    Resume {
+        reply: Reply<()>,
+    },
+    Update {
+        resources: Vec<u8>,
+        reply: Reply<()>,
+    },
+    Checkpoint {
+        options: Box<CheckpointOptions>,
+        reply: Reply<()>,
+    },
+    Resize {
+        exec: Option<String>,
+        width: u16,
+        height: u16,
+        reply: Reply<()>,
+    },
+    CloseIo {
+        exec: Option<String>,
+        reply: Reply<()>,
+    },
+    Pids {
+        reply: Reply<Vec<(i32, Option<String>)>>,
+    },
+    Stats {
+        reply: Reply<Metrics>,
+    },
 }
 
 /// What everyone may know of a container at any time.
@@ -131,7 +167,10 @@ impl Container {
     pub async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T> {
         let gone = || Error::NotFound(format!("container {} does not exist", self.facts.id));
         let (reply, answer) = oneshot::channel();
-        self.queue.send(Message::Command(command(reply))).await.map_err(|_| gone())?;
+        self.queue
+            .send(Message::Command(command(reply)))
+            .await
+            .map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 }
@@ -179,7 +218,11 @@ impl Owner {
     fn snapshot(&self) -> View {
         View {
             init: self.init.view(),
-            execs: self.execs.iter().map(|(id, process)| (id.clone(), process.view())).collect(),
+            execs: self
+                .execs
+                .iter()
+                .map(|(id, process)| (id.clone(), process.view()))
+                .collect(),
         }
     }
 

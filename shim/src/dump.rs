@@ -119,7 +119,11 @@ struct Dumping<'j> {
 /// Up to the commit: a failure takes everything back.
 fn before_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 9] {
     [
-        Phase { name: "find criu", act: |dump| Box::pin(dump.find_criu()), undo: None },
+        Phase {
+            name: "find criu",
+            act: |dump| Box::pin(dump.find_criu()),
+            undo: None,
+        },
         Phase {
             name: "prepare directories",
             act: |dump| Box::pin(async { dump.prepare_directories() }),
@@ -130,7 +134,11 @@ fn before_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 9] {
             act: |dump| Box::pin(dump.freeze()),
             undo: Some(|dump| Box::pin(dump.put_back())),
         },
-        Phase { name: "look at connections", act: |dump| Box::pin(async { dump.look_at_connections() }), undo: None },
+        Phase {
+            name: "look at connections",
+            act: |dump| Box::pin(async { dump.look_at_connections() }),
+            undo: None,
+        },
         Phase {
             name: "wake stopped tasks",
             act: |dump| Box::pin(async { dump.wake_stopped() }),
@@ -146,18 +154,42 @@ fn before_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 9] {
             act: |dump| Box::pin(dump.save()),
             undo: Some(|dump| Box::pin(dump.end_criu())),
         },
-        Phase { name: "verify", act: |dump| Box::pin(async { dump.verify() }), undo: None },
-        Phase { name: "commit", act: |dump| Box::pin(async { dump.commit() }), undo: None },
+        Phase {
+            name: "verify",
+            act: |dump| Box::pin(async { dump.verify() }),
+            undo: None,
+        },
+        Phase {
+            name: "commit",
+            act: |dump| Box::pin(async { dump.commit() }),
+            undo: None,
+        },
     ]
 }
 
 /// After the commit: the container goes back to what it was doing, and our own files go.
 fn after_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 4] {
     [
-        Phase { name: "stop woken tasks", act: |dump| Box::pin(async { dump.stop_woken() }), undo: None },
-        Phase { name: "put back", act: |dump| Box::pin(dump.put_back()), undo: None },
-        Phase { name: "unconfigure criu", act: |dump| Box::pin(async { dump.unconfigure() }), undo: None },
-        Phase { name: "put away", act: |dump| Box::pin(async { dump.put_away() }), undo: None },
+        Phase {
+            name: "stop woken tasks",
+            act: |dump| Box::pin(async { dump.stop_woken() }),
+            undo: None,
+        },
+        Phase {
+            name: "put back",
+            act: |dump| Box::pin(dump.put_back()),
+            undo: None,
+        },
+        Phase {
+            name: "unconfigure criu",
+            act: |dump| Box::pin(async { dump.unconfigure() }),
+            undo: None,
+        },
+        Phase {
+            name: "put away",
+            act: |dump| Box::pin(async { dump.put_away() }),
+            undo: None,
+        },
     ]
 }
 
@@ -166,15 +198,25 @@ fn after_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 4] {
 /// # Errors
 /// [`DumpError`] with the phase, the cause, and whatever could not be taken back.
 pub async fn dump(job: &DumpJob) -> Result<Dumped, DumpError> {
-    let plan = Plan { before: &before_commit(), after: &after_commit() };
+    let plan = Plan {
+        before: &before_commit(),
+        after: &after_commit(),
+    };
     let mut dumping = Dumping::new(job);
     match plan.run(&mut dumping).await {
         Ok(completed) => {
             for (phase, error) in &completed.late {
-                tracing::warn!(id = job.id, phase, error = crate::error::chain(error), "the dump is complete, but not all is put away");
+                tracing::warn!(
+                    id = job.id,
+                    phase,
+                    error = crate::error::chain(error),
+                    "the dump is complete, but not all is put away"
+                );
             }
             tracing::info!(id = job.id, images = %job.options.image_path.display(), timings = crate::phases::summary(&completed.timings), "dumped");
-            Ok(Dumped { timings: completed.timings })
+            Ok(Dumped {
+                timings: completed.timings,
+            })
         }
         Err(failed) => Err(DumpError::new(job, failed)),
     }

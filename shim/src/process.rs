@@ -32,7 +32,16 @@ pub struct Process {
 impl Process {
     /// A process that waits for its start.
     pub fn created(pid: i32, stdio: StdioRequest, streams: Option<Streams>) -> Self {
-        Self { pid, status: Status::Created, stdio, streams, spec: Vec::new(), watch: None, busy: false, exit: watch::channel(None).0 }
+        Self {
+            pid,
+            status: Status::Created,
+            stdio,
+            streams,
+            spec: Vec::new(),
+            watch: None,
+            busy: false,
+            exit: watch::channel(None).0,
+        }
     }
 
     /// Records the end; everyone who waits is told.
@@ -95,6 +104,10 @@ impl ProcessView {
     /// Waits, without a deadline, for its end. None if it was deleted before it had one.
     pub async fn wait(mut self) -> Option<Exit> {
         // An exec that is deleted unstarted drops the sender: an error, and nothing to report.
-        self.exit.wait_for(Option::is_some).await.ok().and_then(|exit| *exit)
+        self.exit
+            .wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|exit| *exit)
     }
 }

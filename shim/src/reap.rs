@@ -57,7 +57,10 @@ impl ExitWatch {
 
 /// The exit reported when its real status can no longer be known: 255, containerd's own "unknown" status.
 fn lost() -> Exit {
-    Exit { status: 255, at: SystemTime::now() }
+    Exit {
+        status: 255,
+        at: SystemTime::now(),
+    }
 }
 
 /// A child the shim spawned itself.
@@ -137,7 +140,10 @@ impl Reaper {
     }
 
     fn deliver(&self, pid: i32, status: u32) {
-        let exit = Exit { status, at: SystemTime::now() };
+        let exit = Exit {
+            status,
+            at: SystemTime::now(),
+        };
         let mut table = self.lock();
         if let Some(sender) = table.watched.remove(&pid) {
             let _ = sender.send_replace(Some(exit));

@@ -185,7 +185,12 @@ pub async fn restore(job: RestoreJob) -> Result<Restored, RestoreError> {
     match plan.run(&mut restoring).await {
         Ok(completed) => {
             for (phase, error) in &completed.late {
-                tracing::warn!(id = restoring.id, phase, error = chain(error), "the container is restored, but not all is put away");
+                tracing::warn!(
+                    id = restoring.id,
+                    phase,
+                    error = chain(error),
+                    "the container is restored, but not all is put away"
+                );
             }
             let timings = phases::summary(&completed.timings);
             tracing::info!(id = restoring.id, pid = restoring.pid, timings, "restored");

@@ -94,7 +94,12 @@ pub struct Call {
 
 impl Default for Call {
     fn default() -> Self {
-        Self { stdio: None, env: Vec::new(), deadline: CALL_DEADLINE, input: None }
+        Self {
+            stdio: None,
+            env: Vec::new(),
+            deadline: CALL_DEADLINE,
+            input: None,
+        }
     }
 }
 
@@ -127,9 +132,15 @@ impl Runc {
     /// [`RuncError`], with runc's own last words.
     pub async fn run(&self, args: &[&OsStr], mut call: Call) -> Result<(), RuncError> {
         let log_start = report::length(&self.log);
-        let verb = args.first().map(|verb| verb.to_string_lossy().into_owned()).unwrap_or_default();
+        let verb = args
+            .first()
+            .map(|verb| verb.to_string_lossy().into_owned())
+            .unwrap_or_default();
         let (mut child, output) = self.spawn(args, &mut call)?;
-        let _moves = MOVING_VERBS.contains(&verb.as_str()).then(moves::expect).flatten();
+        let _moves = MOVING_VERBS
+            .contains(&verb.as_str())
+            .then(moves::expect)
+            .flatten();
         if let (Some(mut stdin), Some(input)) = (child.stdin.take(), call.input.take()) {
             // Smaller than a pipe's 64 KiB (see `Call::input`), so this does not wait for runc.
             if let Err(error) = stdin.write_all(&input) {
@@ -138,7 +149,10 @@ impl Runc {
         }
         let Ok((exit, output)) = timeout(call.deadline, finish(&child.exit, output)).await else {
             kill(child.pid);
-            return Err(RuncError::TimedOut { verb, deadline: call.deadline });
+            return Err(RuncError::TimedOut {
+                verb,
+                deadline: call.deadline,
+            });
         };
         if exit.status == 0 {
             return Ok(());
@@ -146,20 +160,34 @@ impl Runc {
         let message = report::last_error(&self.log, log_start)
             .or_else(|| report::tail(&output))
             .unwrap_or_else(|| format!("runc {verb} ended with status {} and said nothing", exit.status));
-        Err(RuncError::Failed { status: exit.status, message })
+        Err(RuncError::Failed {
+            status: exit.status,
+            message,
+        })
     }
 
     fn spawn(&self, args: &[&OsStr], call: &mut Call) -> Result<(Child, Option<OwnedFd>), RuncError> {
-        let failed = |source| RuncError::Spawn { binary: self.binary.clone(), source };
+        let failed = |source| RuncError::Spawn {
+            binary: self.binary.clone(),
+            source,
+        };
         let mut command = Command::new(&self.binary);
-        let _ = command.arg("--root").arg(&self.root).arg("--log").arg(&self.log).args(["--log-format", "json"]);
+        let _ = command
+            .arg("--root")
+            .arg(&self.root)
+            .arg("--log")
+            .arg(&self.log)
+            .args(["--log-format", "json"]);
         if self.systemd_cgroup {
             let _ = command.arg("--systemd-cgroup");
         }
         if !self.has_hooks {
             let _ = command.envs(GO_ENVIRONMENT);
         }
-        let _ = command.args(args).envs(call.env.drain(..)).env_remove("NOTIFY_SOCKET");
+        let _ = command
+            .args(args)
+            .envs(call.env.drain(..))
+            .env_remove("NOTIFY_SOCKET");
         spawn::die_with_parent(&mut command);
         let output = if let Some([stdin, stdout, stderr]) = call.stdio.take() {
             let _ = command.stdin(stdin).stdout(stdout).stderr(stderr);
@@ -167,7 +195,11 @@ impl Runc {
         } else {
             let (read, write) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed(errno.into()))?;
             let twin = write.try_clone().map_err(failed)?;
-            let stdin = if call.input.is_some() { Stdio::piped() } else { Stdio::null() };
+            let stdin = if call.input.is_some() {
+                Stdio::piped()
+            } else {
+                Stdio::null()
+            };
             let _ = command.stdin(stdin).stdout(twin).stderr(write);
             Some(read)
         };

@@ -24,7 +24,9 @@ type Empty = api::Empty;
 
 /// The Task service under both its names.
 pub fn services(shim: Arc<Shim>) -> HashMap<String, Methods> {
-    let mut services = create_task(Arc::new(TaskService { shim: Arc::clone(&shim) }));
+    let mut services = create_task(Arc::new(TaskService {
+        shim: Arc::clone(&shim),
+    }));
     if let Some(v2) = create_task(Arc::new(TaskService { shim })).remove(TASK_V3) {
         drop(services.insert(TASK_V2.to_owned(), v2));
     }
@@ -36,11 +38,24 @@ struct TaskService {
 }
 
 impl TaskService {
-    async fn ask<T>(&self, id: &str, command: impl FnOnce(crate::container::Reply<T>) -> Command) -> Answer<T> {
-        self.shim.container(id).map_err(status)?.ask(command).await.map_err(status)
+    async fn ask<T>(
+        &self,
+        id: &str,
+        command: impl FnOnce(crate::container::Reply<T>) -> Command,
+    ) -> Answer<T> {
+        self.shim
+            .container(id)
+            .map_err(status)?
+            .ask(command)
+            .await
+            .map_err(status)
     }
 
-    async fn tell(&self, id: &str, command: impl FnOnce(crate::container::Reply<()>) -> Command) -> Answer<Empty> {
+    async fn tell(
+        &self,
+        id: &str,
+        command: impl FnOnce(crate::container::Reply<()>) -> Command,
+    ) -> Answer<Empty> {
         self.ask(id, command).await?;
         Ok(Empty::default())
     }
@@ -60,18 +75,30 @@ impl Task for TaskService {
         translate::state(request.id, exec(request.exec_id), bundle, &container.view()).map_err(status)
     }
 
-    async fn create(&self, _: &TtrpcContext, request: api::CreateTaskRequest) -> Answer<api::CreateTaskResponse> {
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        request: api::CreateTaskRequest,
+    ) -> Answer<api::CreateTaskResponse> {
         let shim = Arc::clone(&self.shim);
         let request = translate::create(request, shim.namespace()).map_err(status)?;
         let container = detached(async move { shim.create(request).await }).await?;
         let pid = container.view().init.pid.unsigned_abs();
-        Ok(api::CreateTaskResponse { pid, ..Default::default() })
+        Ok(api::CreateTaskResponse {
+            pid,
+            ..Default::default()
+        })
     }
 
     async fn start(&self, _: &TtrpcContext, request: api::StartRequest) -> Answer<api::StartResponse> {
         let exec = exec(request.exec_id);
-        let pid = self.ask(&request.id, |reply| Command::Start { exec, reply }).await?;
-        Ok(api::StartResponse { pid: pid.unsigned_abs(), ..Default::default() })
+        let pid = self
+            .ask(&request.id, |reply| Command::Start { exec, reply })
+            .await?;
+        Ok(api::StartResponse {
+            pid: pid.unsigned_abs(),
+            ..Default::default()
+        })
     }
 
     async fn delete(&self, _: &TtrpcContext, request: api::DeleteRequest) -> Answer<api::DeleteResponse> {
@@ -86,7 +113,9 @@ impl Task for TaskService {
     }
 
     async fn pids(&self, _: &TtrpcContext, request: api::PidsRequest) -> Answer<api::PidsResponse> {
-        self.ask(&request.id, |reply| Command::Pids { reply }).await.map(translate::pids)
+        self.ask(&request.id, |reply| Command::Pids { reply })
+            .await
+            .map(translate::pids)
     }
 
     async fn pause(&self, _: &TtrpcContext, request: api::PauseRequest) -> Answer<Empty> {
@@ -100,14 +129,25 @@ impl Task for TaskService {
     async fn checkpoint(&self, _: &TtrpcContext, request: api::CheckpointTaskRequest) -> Answer<Empty> {
         let id = request.id.clone();
         let options = Box::new(translate::checkpoint(request).map_err(status)?);
-        self.tell(&id, |reply| Command::Checkpoint { options, reply }).await
+        self.tell(&id, |reply| Command::Checkpoint { options, reply })
+            .await
     }
 
     async fn kill(&self, _: &TtrpcContext, request: api::KillRequest) -> Answer<Empty> {
-        let signal = i32::try_from(request.signal)
-            .map_err(|_| status(Error::InvalidArgument(format!("{} is not a signal", request.signal))))?;
+        let signal = i32::try_from(request.signal).map_err(|_| {
+            status(Error::InvalidArgument(format!(
+                "{} is not a signal",
+                request.signal
+            )))
+        })?;
         let (exec, all) = (exec(request.exec_id), request.all);
-        self.tell(&request.id, |reply| Command::Kill { exec, signal, all, reply }).await
+        self.tell(&request.id, |reply| Command::Kill {
+            exec,
+            signal,
+            all,
+            reply,
+        })
+        .await
     }
 
     async fn exec(&self, _: &TtrpcContext, request: api::ExecProcessRequest) -> Answer<Empty> {
@@ -118,8 +158,13 @@ impl Task for TaskService {
             terminal: request.terminal,
         };
         let spec = request.spec.into_option().unwrap_or_default().value;
-        let exec = NewExec { id: request.exec_id, spec, stdio };
-        self.tell(&request.id, |reply| Command::Exec { exec, reply }).await
+        let exec = NewExec {
+            id: request.exec_id,
+            spec,
+            stdio,
+        };
+        self.tell(&request.id, |reply| Command::Exec { exec, reply })
+            .await
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, request: api::ResizePtyRequest) -> Answer<Empty> {
@@ -127,7 +172,13 @@ impl Task for TaskService {
         // A terminal's size is 16 bits in the kernel; more means "as large as can be".
         let cells = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
         let (width, height) = (cells(request.width), cells(request.height));
-        self.tell(&request.id, |reply| Command::Resize { exec, width, height, reply }).await
+        self.tell(&request.id, |reply| Command::Resize {
+            exec,
+            width,
+            height,
+            reply,
+        })
+        .await
     }
 
     async fn close_io(&self, _: &TtrpcContext, request: api::CloseIORequest) -> Answer<Empty> {
@@ -135,12 +186,14 @@ impl Task for TaskService {
             return Ok(Empty::default());
         }
         let exec = exec(request.exec_id);
-        self.tell(&request.id, |reply| Command::CloseIo { exec, reply }).await
+        self.tell(&request.id, |reply| Command::CloseIo { exec, reply })
+            .await
     }
 
     async fn update(&self, _: &TtrpcContext, request: api::UpdateTaskRequest) -> Answer<Empty> {
         let resources = request.resources.into_option().unwrap_or_default().value;
-        self.tell(&request.id, |reply| Command::Update { resources, reply }).await
+        self.tell(&request.id, |reply| Command::Update { resources, reply })
+            .await
     }
 
     async fn wait(&self, _: &TtrpcContext, request: api::WaitRequest) -> Answer<api::WaitResponse> {
@@ -148,7 +201,11 @@ impl Task for TaskService {
         let exec = exec(request.exec_id);
         let process = view.process(exec.as_deref()).map_err(status)?.clone();
         drop(view);
-        let deleted = || status(Error::NotFound("the process was deleted before it ran".to_owned()));
+        let deleted = || {
+            status(Error::NotFound(
+                "the process was deleted before it ran".to_owned(),
+            ))
+        };
         let exit = process.wait().await.ok_or_else(deleted)?;
         Ok(api::WaitResponse {
             exit_status: exit.status,
@@ -158,12 +215,17 @@ impl Task for TaskService {
     }
 
     async fn stats(&self, _: &TtrpcContext, request: api::StatsRequest) -> Answer<api::StatsResponse> {
-        self.ask(&request.id, |reply| Command::Stats { reply }).await.map(translate::stats)
+        self.ask(&request.id, |reply| Command::Stats { reply })
+            .await
+            .map(translate::stats)
     }
 
     async fn connect(&self, _: &TtrpcContext, request: api::ConnectRequest) -> Answer<api::ConnectResponse> {
         // Never an error: containerd asks this of a shim it has just found, whether or not it has the container.
-        let pid = self.shim.container(&request.id).map_or(0, |container| container.view().init.pid);
+        let pid = self
+            .shim
+            .container(&request.id)
+            .map_or(0, |container| container.view().init.pid);
         Ok(api::ConnectResponse {
             shim_pid: std::process::id(),
             task_pid: pid.unsigned_abs(),

@@ -40,7 +40,12 @@ enum Life {
 impl Shim {
     /// A shim without containers.
     pub fn new(around: Surroundings) -> Arc<Self> {
-        Arc::new(Self { around, containers: Mutex::default(), life: watch::channel(Life::Unused).0, told_to_go: AtomicBool::new(false) })
+        Arc::new(Self {
+            around,
+            containers: Mutex::default(),
+            life: watch::channel(Life::Unused).0,
+            told_to_go: AtomicBool::new(false),
+        })
     }
 
     /// containerd's namespace, the same for all containers of a shim.
@@ -87,7 +92,9 @@ impl Shim {
         let deleted = self.delete(id, None).await;
         self.leave_if_told();
         let _ = deleted?;
-        Err(Error::Unavailable(format!("container {id} was given up while it was being created")))
+        Err(Error::Unavailable(format!(
+            "container {id} was given up while it was being created"
+        )))
     }
 
     fn reserve(&self, id: &str) -> Result<()> {
@@ -96,7 +103,9 @@ impl Shim {
             return Err(Error::AlreadyExists(format!("container {id} already exists")));
         }
         drop(containers.insert(id.to_owned(), Slot::Creating));
-        let _ = self.life.send_if_modified(|life| std::mem::replace(life, Life::Used) != Life::Used);
+        let _ = self
+            .life
+            .send_if_modified(|life| std::mem::replace(life, Life::Used) != Life::Used);
         Ok(())
     }
 
@@ -106,7 +115,10 @@ impl Shim {
     /// As the container's owner says; then it is still there.
     pub async fn delete(&self, id: &str, exec: Option<String>) -> Result<Deleted> {
         let whole = exec.is_none();
-        let deleted = self.container(id)?.ask(|reply| Command::Delete { exec, reply }).await?;
+        let deleted = self
+            .container(id)?
+            .ask(|reply| Command::Delete { exec, reply })
+            .await?;
         if whole {
             drop(self.lock().remove(id));
         }

@@ -1,5 +1,8 @@
 //! Signals by number: nix has no names for real-time signals, which containers use (`STOPSIGNAL SIGRTMIN+3`).
-#![expect(unsafe_code, reason = "kill and waitpid by number have no safe interface that knows real-time signals")]
+#![expect(
+    unsafe_code,
+    reason = "kill and waitpid by number have no safe interface that knows real-time signals"
+)]
 
 use nix::errno::Errno;
 use nix::libc;
@@ -32,7 +35,9 @@ pub fn reap_any() -> Option<(i32, u32)> {
             -1 if Errno::last() == Errno::EINTR => {}
             0 | -1 => return None,
             pid if libc::WIFEXITED(status) => return Some((pid, libc::WEXITSTATUS(status).unsigned_abs())),
-            pid if libc::WIFSIGNALED(status) => return Some((pid, 128 + libc::WTERMSIG(status).unsigned_abs())),
+            pid if libc::WIFSIGNALED(status) => {
+                return Some((pid, 128 + libc::WTERMSIG(status).unsigned_abs()));
+            }
             _ => {}
         }
     }

@@ -102,10 +102,13 @@ pub fn check(status: Status, act: Act) -> Result<(), Error> {
     match (legal, act, status) {
         (true, _, _) => Ok(()),
         (false, Act::Kill, _) => Err(Error::NotFound("process already finished".to_owned())),
-        (false, Act::Pause, Pausing) => Err(Error::FailedPrecondition("a pause is already under way".to_owned())),
-        (false, _, _) => {
-            Err(Error::FailedPrecondition(format!("cannot {} a {status} container", act.verb())))
-        }
+        (false, Act::Pause, Pausing) => Err(Error::FailedPrecondition(
+            "a pause is already under way".to_owned(),
+        )),
+        (false, _, _) => Err(Error::FailedPrecondition(format!(
+            "cannot {} a {status} container",
+            act.verb()
+        ))),
     }
 }
 
@@ -120,8 +123,14 @@ pub fn check_exec(status: Status, act: Act) -> Result<(), Error> {
         | (Act::Delete, Status::Created | Status::Stopped) => Ok(()),
         (Act::Kill, Status::Stopped) => Err(Error::NotFound("process already finished".to_owned())),
         (act, status) => {
-            let verb = if act == Act::StartExec { "start" } else { act.verb() };
-            Err(Error::FailedPrecondition(format!("cannot {verb} a {status} process")))
+            let verb = if act == Act::StartExec {
+                "start"
+            } else {
+                act.verb()
+            };
+            Err(Error::FailedPrecondition(format!(
+                "cannot {verb} a {status} process"
+            )))
         }
     }
 }
@@ -130,11 +139,19 @@ pub fn check_exec(status: Status, act: Act) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    const STATES: [Status; 5] =
-        [Status::Created, Status::Running, Status::Pausing, Status::Paused, Status::Stopped];
+    const STATES: [Status; 5] = [
+        Status::Created,
+        Status::Running,
+        Status::Pausing,
+        Status::Paused,
+        Status::Stopped,
+    ];
 
     fn legal_in(act: Act) -> Vec<Status> {
-        STATES.into_iter().filter(|status| check(*status, act).is_ok()).collect()
+        STATES
+            .into_iter()
+            .filter(|status| check(*status, act).is_ok())
+            .collect()
     }
 
     #[test]
@@ -158,14 +175,25 @@ mod tests {
 
     #[test]
     fn signalling_what_has_ended_is_not_found_because_clients_take_that_as_success() {
-        assert!(matches!(check(Status::Stopped, Act::Kill), Err(Error::NotFound(_))));
-        assert!(matches!(check_exec(Status::Stopped, Act::Kill), Err(Error::NotFound(_))));
-        assert!(matches!(check_exec(Status::Created, Act::Kill), Err(Error::FailedPrecondition(_))));
+        assert!(matches!(
+            check(Status::Stopped, Act::Kill),
+            Err(Error::NotFound(_))
+        ));
+        assert!(matches!(
+            check_exec(Status::Stopped, Act::Kill),
+            Err(Error::NotFound(_))
+        ));
+        assert!(matches!(
+            check_exec(Status::Created, Act::Kill),
+            Err(Error::FailedPrecondition(_))
+        ));
     }
 
     #[test]
     fn a_refusal_names_the_act_and_the_state() {
-        let Err(error) = check(Status::Running, Act::Delete) else { panic!("delete of a running container") };
+        let Err(error) = check(Status::Running, Act::Delete) else {
+            panic!("delete of a running container")
+        };
         assert_eq!(error.to_string(), "cannot delete a running container");
     }
 

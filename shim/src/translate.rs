@@ -53,8 +53,9 @@ pub fn exec(id: String) -> Option<String> {
 /// [`Error::InvalidArgument`] for options that cannot be read.
 pub fn create(request: api::CreateTaskRequest, namespace: &str) -> Result<Request> {
     let options = match request.options.into_option() {
-        Some(any) => Options::from_any(&any.type_url, &any.value)
-            .map_err(|error| Error::InvalidArgument(format!("read the runtime options: {}", chain(&error))))?,
+        Some(any) => Options::from_any(&any.type_url, &any.value).map_err(|error| {
+            Error::InvalidArgument(format!("read the runtime options: {}", chain(&error)))
+        })?,
         None => Options::default(),
     };
     Ok(Request {
@@ -74,7 +75,12 @@ pub fn create(request: api::CreateTaskRequest, namespace: &str) -> Result<Reques
 }
 
 fn mount(mount: api::Mount) -> Mount {
-    Mount { kind: mount.type_, source: mount.source, target: mount.target, options: mount.options }
+    Mount {
+        kind: mount.type_,
+        source: mount.source,
+        target: mount.target,
+        options: mount.options,
+    }
 }
 
 /// A `Checkpoint`. Under a runtime name of ours most clients send no options, which is not the same as defaults.
@@ -83,10 +89,21 @@ fn mount(mount: api::Mount) -> Mount {
 /// [`Error::InvalidArgument`] for options that cannot be read.
 pub fn checkpoint(request: api::CheckpointTaskRequest) -> Result<CheckpointOptions> {
     let image_path = PathBuf::from(request.path);
-    let any = request.options.into_option().filter(|any| !any.type_url.is_empty());
-    let Some(any) = any else { return Ok(CheckpointOptions { image_path, ..CheckpointOptions::default() }) };
+    let any = request
+        .options
+        .into_option()
+        .filter(|any| !any.type_url.is_empty());
+    let Some(any) = any else {
+        return Ok(CheckpointOptions {
+            image_path,
+            ..CheckpointOptions::default()
+        });
+    };
     if any.type_url.rsplit('/').next() != Some(CHECKPOINT_OPTIONS) {
-        return Err(Error::InvalidArgument(format!("checkpoint options of type {} are not known", any.type_url)));
+        return Err(Error::InvalidArgument(format!(
+            "checkpoint options of type {} are not known",
+            any.type_url
+        )));
     }
     let said = oci::CheckpointOptions::parse_from_bytes(&any.value)
         .map_err(|error| Error::InvalidArgument(format!("read the checkpoint options: {error}")))?;
@@ -104,7 +121,11 @@ pub fn checkpoint(request: api::CheckpointTaskRequest) -> Result<CheckpointOptio
         empty_namespaces: said.empty_namespaces,
         cgroups_mode: said.cgroups_mode,
         // The request's own path wins: containerd has filled it from here.
-        image_path: if image_path.as_os_str().is_empty() { PathBuf::from(said.image_path) } else { image_path },
+        image_path: if image_path.as_os_str().is_empty() {
+            PathBuf::from(said.image_path)
+        } else {
+            image_path
+        },
         work_path: said.work_path,
         parent_path,
     })
@@ -150,20 +171,37 @@ pub fn pids(pids: Vec<(i32, Option<String>)>) -> api::PidsResponse {
         info: exec.and_then(process_details).into(),
         ..Default::default()
     });
-    api::PidsResponse { processes: processes.collect(), ..Default::default() }
+    api::PidsResponse {
+        processes: processes.collect(),
+        ..Default::default()
+    }
 }
 
 fn process_details(exec_id: String) -> Option<Any> {
-    let details = oci::ProcessDetails { exec_id, ..Default::default() };
+    let details = oci::ProcessDetails {
+        exec_id,
+        ..Default::default()
+    };
     // Fails only for messages over 2 GiB.
     let value = details.write_to_bytes().ok()?;
-    Some(Any { type_url: PROCESS_DETAILS.to_owned(), value, ..Default::default() })
+    Some(Any {
+        type_url: PROCESS_DETAILS.to_owned(),
+        value,
+        ..Default::default()
+    })
 }
 
 /// The answer to `Stats`.
 pub fn stats(metrics: Metrics) -> api::StatsResponse {
-    let any = Any { type_url: metrics.type_url.to_owned(), value: metrics.value, ..Default::default() };
-    api::StatsResponse { stats: MessageField::some(any), ..Default::default() }
+    let any = Any {
+        type_url: metrics.type_url.to_owned(),
+        value: metrics.value,
+        ..Default::default()
+    };
+    api::StatsResponse {
+        stats: MessageField::some(any),
+        ..Default::default()
+    }
 }
 
 /// A point in time on the wire.
@@ -193,8 +231,14 @@ mod tests {
             (Error::Internal(text()), Code::UNKNOWN),
         ];
         for (error, code) in table {
-            let ttrpc::Error::RpcStatus(status) = status(error.clone()) else { panic!("{error:?}") };
-            assert_eq!((status.code(), status.message.as_str()), (code, "why"), "{error:?}");
+            let ttrpc::Error::RpcStatus(status) = status(error.clone()) else {
+                panic!("{error:?}")
+            };
+            assert_eq!(
+                (status.code(), status.message.as_str()),
+                (code, "why"),
+                "{error:?}"
+            );
         }
     }
 
@@ -202,21 +246,43 @@ mod tests {
     fn checkpoint_options_of_another_type_are_refused_and_none_are_defaults() {
         let request = |type_url: &str| api::CheckpointTaskRequest {
             path: "/p".to_owned(),
-            options: Some(Any { type_url: type_url.to_owned(), ..Default::default() }).into(),
+            options: Some(Any {
+                type_url: type_url.to_owned(),
+                ..Default::default()
+            })
+            .into(),
             ..Default::default()
         };
-        assert!(matches!(checkpoint(request("containerd.runc.v1.Options")), Err(Error::InvalidArgument(_))));
+        assert!(matches!(
+            checkpoint(request("containerd.runc.v1.Options")),
+            Err(Error::InvalidArgument(_))
+        ));
         assert_eq!(checkpoint(request("")).map(|options| options.said), Ok(false));
-        let said = checkpoint(request("type.googleapis.com/containerd.runc.v1.CheckpointOptions"));
-        assert_eq!(said.map(|options| (options.said, options.exit)), Ok((true, false)));
+        let said = checkpoint(request(
+            "type.googleapis.com/containerd.runc.v1.CheckpointOptions",
+        ));
+        assert_eq!(
+            said.map(|options| (options.said, options.exit)),
+            Ok((true, false))
+        );
     }
 
     #[test]
     fn the_parent_path_of_newer_messages_is_understood() {
         // Field 10, length-delimited, "pp".
         let value = vec![10 << 3 | 2, 2, b'p', b'p'];
-        let any = Any { type_url: CHECKPOINT_OPTIONS.to_owned(), value, ..Default::default() };
-        let request = api::CheckpointTaskRequest { options: Some(any).into(), ..Default::default() };
-        assert_eq!(checkpoint(request).map(|options| options.parent_path), Ok("pp".to_owned()));
+        let any = Any {
+            type_url: CHECKPOINT_OPTIONS.to_owned(),
+            value,
+            ..Default::default()
+        };
+        let request = api::CheckpointTaskRequest {
+            options: Some(any).into(),
+            ..Default::default()
+        };
+        assert_eq!(
+            checkpoint(request).map(|options| options.parent_path),
+            Ok("pp".to_owned())
+        );
     }
 }

@@ -28,6 +28,8 @@ use nix::libc;
 const TICK: Duration = Duration::from_millis(1);
 /// How long a check waits for the threads to count on; a loaded machine of two cores needs far less.
 const THREADS_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a byte over a connection within the container may take; one that is lost is sent again within a second.
+const CONNECTION_DEADLINE: Duration = Duration::from_secs(10);
 /// More than CRIU's default limit for the content of a deleted file (1 MiB).
 const GHOST_BYTES: usize = 2 << 20;
 /// Where the POSIX-locked file lies, in the container's own root.
@@ -332,6 +334,14 @@ struct Hold(Option<Held>);
 
 impl Answer for Hold {
     fn check(&mut self) -> Result<()> {
+        let Some(Held::Connection(client, server)) = &self.0 else {
+            return Ok(());
+        };
+        for (mut from, mut to) in [(&*client, &*server), (&*server, &*client)] {
+            to.set_read_timeout(Some(CONNECTION_DEADLINE))?;
+            from.write_all(b"!")?;
+            to.read_exact(&mut [0])?;
+        }
         Ok(())
     }
 

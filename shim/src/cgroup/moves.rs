@@ -52,7 +52,10 @@ pub fn expect() -> Option<ExpectedMoves> {
             thread::sleep(RENEWAL);
         }
     };
-    let thread = thread::Builder::new().name("moves".to_owned()).stack_size(STACK_BYTES).spawn(renew);
+    let thread = thread::Builder::new()
+        .name("moves".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(renew);
     thread.is_ok().then_some(expected)
 }
 
@@ -64,7 +67,10 @@ fn own_procs() -> Option<PathBuf> {
     {
         return Some(path.clone());
     }
-    let path = Cgroup::of_pid(std::process::id().cast_signed()).ok()?.main_dir()?.join("cgroup.procs");
+    let path = Cgroup::of_pid(std::process::id().cast_signed())
+        .ok()?
+        .main_dir()?
+        .join("cgroup.procs");
     *own = Some((text, path.clone()));
     Some(path)
 }
@@ -78,6 +84,9 @@ mod tests {
         let before = fs::read_to_string("/proc/self/cgroup").expect("read our cgroup");
         drop(expect());
         drop(expect());
-        assert_eq!(fs::read_to_string("/proc/self/cgroup").expect("read our cgroup"), before);
+        assert_eq!(
+            fs::read_to_string("/proc/self/cgroup").expect("read our cgroup"),
+            before
+        );
     }
 }

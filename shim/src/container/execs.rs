@@ -45,7 +45,10 @@ impl Owner {
         let mut process = Process::created(0, exec.stdio, None);
         process.spec = exec.spec;
         drop(self.execs.insert(exec.id.clone(), process));
-        let event = Event::ExecAdded { container_id: self.facts.id.clone(), exec_id: exec.id };
+        let event = Event::ExecAdded {
+            container_id: self.facts.id.clone(),
+            exec_id: exec.id,
+        };
         self.facts.events.publish(event);
         Ok(())
     }
@@ -57,18 +60,28 @@ impl Owner {
         };
         self.starting += 1;
         let (facts, name) = (Arc::clone(&self.facts), id.clone());
-        let run = async move { run(&facts, &name, &spec, &stdio).await.map_err(|error| (error, spec)) };
+        let run = async move {
+            run(&facts, &name, &spec, &stdio)
+                .await
+                .map_err(|error| (error, spec))
+        };
         self.aside(run, move |owner, started| owner.exec_started(id, started, reply));
     }
 
     /// Marks an exec as being started, if it may be.
     fn claim_start(&mut self, id: &str) -> Result<(Vec<u8>, StdioRequest)> {
-        let init = if self.held_exit.is_some() { Status::Stopped } else { self.init.status };
+        let init = if self.held_exit.is_some() {
+            Status::Stopped
+        } else {
+            self.init.status
+        };
         let process = self.execs.get_mut(id).ok_or_else(|| no_exec(id))?;
         check_exec(process.status, Act::StartExec)?;
         check(init, Act::StartExec)?;
         if process.busy {
-            return Err(Error::FailedPrecondition(format!("exec {id} is already being started")));
+            return Err(Error::FailedPrecondition(format!(
+                "exec {id} is already being started"
+            )));
         }
         process.busy = true;
         Ok((std::mem::take(&mut process.spec), process.stdio.clone()))
@@ -81,7 +94,9 @@ impl Owner {
         reply: Reply<i32>,
     ) {
         self.starting -= 1;
-        let Some(process) = self.execs.get_mut(&id) else { return answer(reply, Err(no_exec(&id))) };
+        let Some(process) = self.execs.get_mut(&id) else {
+            return answer(reply, Err(no_exec(&id)));
+        };
         process.busy = false;
         let started = match started {
             Ok(started) => started,
@@ -95,26 +110,40 @@ impl Owner {
         process.streams = Some(started.streams);
         let container_id = self.facts.id.clone();
         let pid = started.pid.unsigned_abs();
-        self.facts.events.publish(Event::ExecStarted { container_id, exec_id: id.clone(), pid });
+        self.facts.events.publish(Event::ExecStarted {
+            container_id,
+            exec_id: id.clone(),
+            pid,
+        });
         self.watch_exec(id, started.pid);
         answer(reply, Ok(started.pid));
     }
 
     pub(super) fn delete_exec(&mut self, id: String, reply: Reply<Deleted>) {
-        let claimed = self.execs.get_mut(&id).ok_or_else(|| no_exec(&id)).and_then(|process| {
-            check_exec(process.status, Act::Delete)?;
-            if process.busy {
-                return Err(Error::FailedPrecondition(format!("exec {id} is being started or deleted")));
-            }
-            process.busy = true;
-            Ok(process.streams.take())
-        });
+        let claimed = self
+            .execs
+            .get_mut(&id)
+            .ok_or_else(|| no_exec(&id))
+            .and_then(|process| {
+                check_exec(process.status, Act::Delete)?;
+                if process.busy {
+                    return Err(Error::FailedPrecondition(format!(
+                        "exec {id} is being started or deleted"
+                    )));
+                }
+                process.busy = true;
+                Ok(process.streams.take())
+            });
         let streams = match claimed {
             Ok(streams) => streams,
             Err(error) => return answer(reply, Err(error)),
         };
         self.aside(drain(streams), move |owner, ()| {
-            let deleted = owner.execs.remove(&id).ok_or_else(|| no_exec(&id)).map(|process| deleted(&process));
+            let deleted = owner
+                .execs
+                .remove(&id)
+                .ok_or_else(|| no_exec(&id))
+                .map(|process| deleted(&process));
             answer(reply, deleted);
         });
     }
@@ -131,8 +160,14 @@ pub(super) async fn drain(streams: Option<Streams>) {
 
 /// What `Delete` says of a process.
 pub(super) fn deleted(process: &Process) -> Deleted {
-    let exit = process.exit().unwrap_or_else(|| Exit { status: 0, at: SystemTime::now() });
-    Deleted { pid: process.pid, exit }
+    let exit = process.exit().unwrap_or_else(|| Exit {
+        status: 0,
+        at: SystemTime::now(),
+    });
+    Deleted {
+        pid: process.pid,
+        exit,
+    }
 }
 
 /// Exec ids become parts of file names here, so whatever could leave the bundle is refused.
@@ -141,12 +176,15 @@ fn check_id(id: &str) -> Result<()> {
     if legal && !id.contains(['/', '\0']) {
         return Ok(());
     }
-    Err(Error::InvalidArgument(format!("{id:?} cannot be the id of an exec: it has to be a plain file name")))
+    Err(Error::InvalidArgument(format!(
+        "{id:?} cannot be the id of an exec: it has to be a plain file name"
+    )))
 }
 
 async fn run(facts: &Facts, id: &str, spec: &[u8], stdio: &StdioRequest) -> Result<Started> {
     let files = ExecFiles::write(&facts.bundle, id, spec, stdio.terminal)?;
-    let mut prepared = stdio::prepare(stdio, &facts.stdio_context(id)).map_err(internal("set up the exec's stdio"))?;
+    let mut prepared =
+        stdio::prepare(stdio, &facts.stdio_context(id)).map_err(internal("set up the exec's stdio"))?;
     let mut args: Vec<&OsStr> = vec!["exec".as_ref(), "--process".as_ref(), files.process.as_ref()];
     args.extend::<[&OsStr; 3]>(["--detach".as_ref(), "--pid-file".as_ref(), files.pid.as_ref()]);
     let console = prepared.console_socket().map(Path::to_owned);
@@ -155,15 +193,29 @@ async fn run(facts: &Facts, id: &str, spec: &[u8], stdio: &StdioRequest) -> Resu
     }
     args.push(facts.id.as_ref());
     let strangers = facts.reaper.expect_strangers();
-    let call = Call { stdio: Some(prepared.child_stdio()), ..Call::default() };
-    facts.runc.run(&args, call).await.map_err(internal("OCI runtime exec failed"))?;
+    let call = Call {
+        stdio: Some(prepared.child_stdio()),
+        ..Call::default()
+    };
+    facts
+        .runc
+        .run(&args, call)
+        .await
+        .map_err(internal("OCI runtime exec failed"))?;
     let pid = read_pid(&files.pid)?;
     match prepared.attach(ATTACH_DEADLINE).await {
-        Ok(streams) => Ok(Started { pid, streams, _strangers: strangers }),
+        Ok(streams) => Ok(Started {
+            pid,
+            streams,
+            _strangers: strangers,
+        }),
         Err(error) => {
             // It runs without streams; nobody could ever talk to it.
             let killed = crate::signals::send(pid, nix::libc::SIGKILL);
-            Err(Error::Internal(format!("attach the exec's stdio: {error} (process killed: {})", killed.is_ok())))
+            Err(Error::Internal(format!(
+                "attach the exec's stdio: {error} (process killed: {})",
+                killed.is_ok()
+            )))
         }
     }
 }
@@ -175,7 +227,11 @@ pub(super) fn read_pid(path: &Path) -> Result<i32> {
     let read = fs::File::open(path).and_then(|file| file.take(PID_FILE_BYTES_MAX).read_to_string(&mut text));
     let _ = read.map_err(internal("read runc's pid file"))?;
     let pid = text.trim().parse().map_err(internal("parse runc's pid file"))?;
-    if pid > 0 { Ok(pid) } else { Err(Error::Internal(format!("runc's pid file says {pid}"))) }
+    if pid > 0 {
+        Ok(pid)
+    } else {
+        Err(Error::Internal(format!("runc's pid file says {pid}")))
+    }
 }
 
 /// The files an exec needs while runc starts it; gone afterwards.
@@ -189,8 +245,10 @@ impl ExecFiles {
         let bad = |error| Error::InvalidArgument(format!("the exec's process is not valid: {error}"));
         let mut process: serde_json::Map<String, Value> = serde_json::from_slice(spec).map_err(bad)?;
         drop(process.insert("terminal".to_owned(), Value::Bool(terminal)));
-        let files =
-            Self { process: bundle.join(format!("{id}.process.json")), pid: bundle.join(format!("{id}.exec.pid")) };
+        let files = Self {
+            process: bundle.join(format!("{id}.process.json")),
+            pid: bundle.join(format!("{id}.exec.pid")),
+        };
         let text = serde_json::to_vec(&process).map_err(internal("encode the exec's process"))?;
         fs::write(&files.process, text).map_err(internal("write the exec's process"))?;
         Ok(files)
@@ -204,7 +262,9 @@ impl Drop for ExecFiles {
                 Ok(()) => {}
                 // A runc that failed early has written no pid file.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => tracing::warn!(path = %path.display(), %error, "cannot remove a file of an exec"),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "cannot remove a file of an exec")
+                }
             }
         }
     }
@@ -226,13 +286,18 @@ mod tests {
     }
 
     #[test]
-    fn the_terminal_of_the_request_wins_over_that_of_the_spec() -> std::result::Result<(), Box<dyn std::error::Error>> {
+    fn the_terminal_of_the_request_wins_over_that_of_the_spec()
+    -> std::result::Result<(), Box<dyn std::error::Error>> {
         let dir = tempfile::tempdir()?;
         let files = ExecFiles::write(dir.path(), "e", br#"{"terminal":true,"args":["x"]}"#, false)?;
         let written: Value = serde_json::from_slice(&fs::read(&files.process)?)?;
         assert_eq!(written["terminal"], Value::Bool(false));
         drop(files);
-        assert_eq!(fs::read_dir(dir.path())?.count(), 0, "the files are gone with the exec's start");
+        assert_eq!(
+            fs::read_dir(dir.path())?.count(),
+            0,
+            "the files are gone with the exec's start"
+        );
         Ok(())
     }
 }

@@ -52,7 +52,9 @@ impl Owner {
     }
 
     pub(super) fn oom(&self) {
-        self.facts.events.publish(Event::Oom { container_id: self.facts.id.clone() });
+        self.facts.events.publish(Event::Oom {
+            container_id: self.facts.id.clone(),
+        });
     }
 
     pub(super) fn exited(&mut self, exec: Option<String>, exit: Exit) {
@@ -60,7 +62,9 @@ impl Owner {
             self.held_exit = Some(exit);
             return self.kill_leftovers();
         };
-        let Some(process) = self.execs.get_mut(&id) else { return };
+        let Some(process) = self.execs.get_mut(&id) else {
+            return;
+        };
         process.end(exit);
         let pid = process.pid.unsigned_abs();
         self.publish_exit(&id, pid, exit);
@@ -70,7 +74,10 @@ impl Owner {
     /// have been meant to end it, and the ends of execs (moby and CRI take the init's exit as the container's last).
     pub(super) fn tell_held_exit(&mut self) {
         let pending = matches!(self.busy, Some("start" | "checkpoint")) || self.starting > 0 || self.killing;
-        let alive = self.execs.values().any(|process| process.status == Status::Running);
+        let alive = self
+            .execs
+            .values()
+            .any(|process| process.status == Status::Running);
         if pending || alive {
             return;
         }
@@ -100,14 +107,21 @@ impl Owner {
         let facts = std::sync::Arc::clone(&self.facts);
         let kill = async move {
             match facts.cgroup() {
-                Ok(cgroup) => cgroup.kill_all(LEFTOVERS_DEADLINE).await.map_err(|error| error.to_string()),
+                Ok(cgroup) => cgroup
+                    .kill_all(LEFTOVERS_DEADLINE)
+                    .await
+                    .map_err(|error| error.to_string()),
                 Err(error) => Err(error.to_string()),
             }
         };
         self.aside(kill, |owner, killed| {
             owner.killing = false;
             if let Err(error) = killed {
-                tracing::warn!(id = owner.facts.id, error, "processes outlive their container's init");
+                tracing::warn!(
+                    id = owner.facts.id,
+                    error,
+                    "processes outlive their container's init"
+                );
             }
         });
     }

@@ -48,6 +48,8 @@ impl Facts {
     /// # Errors
     /// [`Error::FailedPrecondition`] before its init exists: a restore that waits for `Start`.
     pub fn cgroup(&self) -> Result<&Cgroup> {
-        self.cgroup.get().ok_or_else(|| Error::FailedPrecondition("the container has no process yet".to_owned()))
+        self.cgroup
+            .get()
+            .ok_or_else(|| Error::FailedPrecondition("the container has no process yet".to_owned()))
     }
 }

@@ -15,11 +15,18 @@ use crate::stdio::StdioRequest;
 pub(super) fn own(facts: Arc<Facts>, init: Init, stdio: StdioRequest) -> Container {
     let (queue, inbox) = mpsc::channel(QUEUE_MAX);
     let (pid, streams, restored, deferred) = match init {
-        Init::Here { pid, streams, restored } => (pid, Some(streams), restored, None),
+        Init::Here {
+            pid,
+            streams,
+            restored,
+        } => (pid, Some(streams), restored, None),
         Init::Later(deferred) => (0, None, None, Some(deferred)),
     };
     let init = Process::created(pid, stdio, streams);
-    let (view, receiver) = watch::channel(View { init: init.view(), execs: HashMap::new() });
+    let (view, receiver) = watch::channel(View {
+        init: init.view(),
+        execs: HashMap::new(),
+    });
     let mut owner = Owner {
         facts: Arc::clone(&facts),
         init,
@@ -39,7 +46,11 @@ pub(super) fn own(facts: Arc<Facts>, init: Init, stdio: StdioRequest) -> Contain
         owner.watch_init();
     }
     drop(tokio::spawn(owner.run(inbox)));
-    Container { queue, view: receiver, facts }
+    Container {
+        queue,
+        view: receiver,
+        facts,
+    }
 }
 
 impl Owner {
@@ -76,7 +87,10 @@ impl Owner {
         if self.waiting.len() < QUEUE_MAX {
             return self.waiting.push_back(command);
         }
-        refuse(command, Error::Unavailable("too many requests are waiting for this container".to_owned()));
+        refuse(
+            command,
+            Error::Unavailable("too many requests are waiting for this container".to_owned()),
+        );
     }
 
     /// Begins what was waiting and may go on now, then tells a held exit if nothing stands in its way any more.
@@ -94,11 +108,22 @@ impl Owner {
     fn begin(&mut self, command: Command) {
         match command {
             Command::Start { exec: None, reply } => self.start(reply),
-            Command::Start { exec: Some(id), reply } => self.start_exec(id, reply),
+            Command::Start {
+                exec: Some(id),
+                reply,
+            } => self.start_exec(id, reply),
             Command::Exec { exec, reply } => answer(reply, self.add_exec(exec)),
             Command::Delete { exec: None, reply } => self.delete(reply),
-            Command::Delete { exec: Some(id), reply } => self.delete_exec(id, reply),
-            Command::Kill { exec, signal, all, reply } => {
+            Command::Delete {
+                exec: Some(id),
+                reply,
+            } => self.delete_exec(id, reply),
+            Command::Kill {
+                exec,
+                signal,
+                all,
+                reply,
+            } => {
                 let killed = self.kill(exec.as_deref(), signal, all);
                 answer(reply, killed);
             }
@@ -106,7 +131,12 @@ impl Owner {
             Command::Resume { reply } => self.resume(reply),
             Command::Update { resources, reply } => self.update(resources, reply),
             Command::Checkpoint { options, reply } => self.checkpoint(*options, reply),
-            Command::Resize { exec, width, height, reply } => {
+            Command::Resize {
+                exec,
+                width,
+                height,
+                reply,
+            } => {
                 let resized = self.resize(exec.as_deref(), width, height);
                 answer(reply, resized);
             }

@@ -128,10 +128,18 @@ impl<'j> Dumping<'j> {
     async fn leave_program_starts(&mut self) -> Result<(), DumpCause> {
         let cgroup = &self.job.cgroup;
         for attempt in 0..PROGRAM_START_ATTEMPTS {
-            if !self.pids().into_iter().any(|pid| proc::is_vforking(pid) || proc::is_launching(pid)) {
+            if !self
+                .pids()
+                .into_iter()
+                .any(|pid| proc::is_vforking(pid) || proc::is_launching(pid))
+            {
                 return Ok(());
             }
-            tracing::debug!(id = self.job.id, attempt, "a process is in the middle of starting a program");
+            tracing::debug!(
+                id = self.job.id,
+                attempt,
+                "a process is in the middle of starting a program"
+            );
             cgroup.thaw(FREEZE_DEADLINE).await?;
             sleep(PROGRAM_START_TIME).await;
             cgroup.freeze(FREEZE_DEADLINE).await?;
@@ -297,21 +305,24 @@ impl<'j> Dumping<'j> {
         }
     }
 
-    /// Makes sure that no CRIU outlives a failed save.
+    /// Makes sure that neither a CRIU nor its network lock outlives a failed save.
     pub(super) async fn end_criu(&mut self) -> Result<(), DumpCause> {
         let pids = self.pids();
-        if !stray::is_any(&pids) {
-            return Ok(());
+        if stray::is_any(&pids) {
+            // Under cgroup v1 a CRIU can be stuck in the kernel until the task it attaches to may run again.
+            if let Err(error) = self.job.cgroup.thaw(FREEZE_DEADLINE).await {
+                tracing::warn!(id = self.job.id, %error, "failed to thaw a container that CRIU holds");
+            }
+            if !stray::kill_all(&pids).await {
+                return Err(DumpCause::CriuStays);
+            }
         }
-        // Under cgroup v1 a CRIU can be stuck in the kernel until the task it attaches to may run again.
-        if let Err(error) = self.job.cgroup.thaw(FREEZE_DEADLINE).await {
-            tracing::warn!(id = self.job.id, %error, "failed to thaw a container that CRIU holds");
-        }
-        if !stray::kill_all(&pids).await {
-            return Err(DumpCause::CriuStays);
-        }
+        // Whoever killed CRIU: one that failed by itself has unlocked, and there is nothing to remove.
         if self.locks && lock::remove(&self.job.runc.reaper, self.job.init_pid).await {
-            tracing::warn!(id = self.job.id, "removed the network lock that the killed criu had left");
+            tracing::warn!(
+                id = self.job.id,
+                "removed the network lock that a killed criu had left"
+            );
         }
         Ok(())
     }

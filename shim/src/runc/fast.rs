@@ -61,7 +61,9 @@ pub async fn start(state_dir: &Path, init: &ExitWatch) -> io::Result<Fast> {
             fs::remove_file(&path)?;
             Ok(Fast::Done)
         }
-        Ok(false) => Err(io::Error::other("the container's init ended before it was started")),
+        Ok(false) => Err(io::Error::other(
+            "the container's init ended before it was started",
+        )),
         Err(_) => Err(io::Error::other("the container's init did not answer")),
     }
 }
@@ -93,7 +95,10 @@ fn parse_state(text: &[u8]) -> Option<Vec<PathBuf>> {
 }
 
 fn open_nofollow(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
 }
 
 /// Removes what runc kept for a container whose processes are all gone, as `runc delete` does.
@@ -106,7 +111,9 @@ pub fn delete(state_dir: &Path) -> io::Result<Fast> {
     if !state_dir.exists() {
         return Ok(Fast::Done);
     }
-    let Some(cgroups) = cgroup_dirs(state_dir) else { return Ok(Fast::Unsure) };
+    let Some(cgroups) = cgroup_dirs(state_dir) else {
+        return Ok(Fast::Unsure);
+    };
     for cgroup in &cgroups {
         match fs::remove_dir(cgroup) {
             Ok(()) => {}
@@ -126,15 +133,28 @@ mod tests {
     #[test]
     fn only_cgroups_below_the_cgroup_mounts_are_believed() {
         let table: [(&str, Option<usize>); 6] = [
-            (r#"{"cgroup_paths":{"":"/sys/fs/cgroup/system.slice/x.scope"},"intel_rdt_path":""}"#, Some(1)),
-            (r#"{"cgroup_paths":{"cpu":"/sys/fs/cgroup/cpu/default/x","memory":"/sys/fs/cgroup/memory/default/x"}}"#, Some(2)),
+            (
+                r#"{"cgroup_paths":{"":"/sys/fs/cgroup/system.slice/x.scope"},"intel_rdt_path":""}"#,
+                Some(1),
+            ),
+            (
+                r#"{"cgroup_paths":{"cpu":"/sys/fs/cgroup/cpu/default/x","memory":"/sys/fs/cgroup/memory/default/x"}}"#,
+                Some(2),
+            ),
             (r#"{"cgroup_paths":{"":"/home/someone"}}"#, None),
             (r#"{"cgroup_paths":{"":"/sys/fs/cgroup"}}"#, None),
-            (r#"{"cgroup_paths":{},"intel_rdt_path":"/sys/fs/resctrl/x"}"#, None),
+            (
+                r#"{"cgroup_paths":{},"intel_rdt_path":"/sys/fs/resctrl/x"}"#,
+                None,
+            ),
             ("{}", None),
         ];
         for (text, expected) in table {
-            assert_eq!(parse_state(text.as_bytes()).map(|dirs| dirs.len()), expected, "{text}");
+            assert_eq!(
+                parse_state(text.as_bytes()).map(|dirs| dirs.len()),
+                expected,
+                "{text}"
+            );
         }
     }
 

@@ -61,9 +61,15 @@ mod tests {
         let table = [
             ("", None),
             ("not json\n{\"level\":\"info\",\"msg\":\"x\"}\n", None),
-            ("{\"level\":\"error\",\"msg\":\"a\"}\n{\"level\":\"error\",\"msg\":\"b\"}\n{\"level\":\"warning\",\"msg\":\"c\"}\n", Some("b")),
+            (
+                "{\"level\":\"error\",\"msg\":\"a\"}\n{\"level\":\"error\",\"msg\":\"b\"}\n{\"level\":\"warning\",\"msg\":\"c\"}\n",
+                Some("b"),
+            ),
             ("{\"level\":\"error\",\"msg\":\"a\"}\n{\"level\":\"err", Some("a")),
-            ("{\"msg\":\"crun says no level\",\"level\":\"error\",\"time\":\"t\"}", Some("crun says no level")),
+            (
+                "{\"msg\":\"crun says no level\",\"level\":\"error\",\"time\":\"t\"}",
+                Some("crun says no level"),
+            ),
         ];
         for (text, expected) in table {
             assert_eq!(last_error_in(text).as_deref(), expected, "{text}");
