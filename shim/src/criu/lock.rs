@@ -1,29 +1,56 @@
-//! The packet lock that a killed CRIU leaves.
+//! What a killed CRIU leaves of a dump with established connections.
 //!
-//! A dump with established connections locks the container's network namespace, and CRIU unlocks it when it fails. When
-//! it is killed it does not, and the application goes on with a network that drops every packet (tried). What CRIU sets
-//! is one chain of iptables, or one table of nftables, named after itself; which of them depends on its build.
+//! CRIU locks the container's network namespace and puts the connections into repair mode, and takes both back when it
+//! fails. When it is killed it does not, and the application goes on with a network that drops every packet, or with
+//! sockets that answer every write with EPERM (tried). The lock is one chain of iptables, or one table of nftables, named
+//! after CRIU; which of them depends on its build.
 
-use std::fs::File;
+use std::fs::{self, DirEntry, File};
 use std::io::{self, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use nix::libc;
 use nix::sched::{CloneFlags, setns};
-use tokio::time::timeout;
+use nix::sys::socket::sockopt::TcpRepair;
+use nix::sys::socket::{getsockopt, setsockopt};
+use tokio::time::{sleep, timeout};
 
 use crate::reap::{Child, Reaper};
 
 /// What CRIU itself feeds to iptables-restore to unlock; naming the chain empties it.
 const UNLOCK: &str = "*filter\n:CRIU - [0:0]\n-D INPUT -j CRIU\n-D OUTPUT -j CRIU\n-X CRIU\nCOMMIT\n";
 
+/// From `linux/tcp.h`.
+const REPAIR_OFF: u32 = 0;
+const REPAIR_ON: u32 = 1;
+
+/// How often the lock is looked for, and the pause between: CRIU's tools take milliseconds, and only a dump with
+/// connections that has failed comes here.
+const ROUNDS: u32 = 3;
+const ROUND_PAUSE: Duration = Duration::from_millis(50);
+
 /// Each of the tools takes milliseconds, and waits for others that change the same tables.
 const TOOL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Removes the lock from the network namespace of a container's init. True if one was there.
+///
+/// More than once: the tool that a killed CRIU had started may still be on its way to lock.
 pub async fn remove(reaper: &Arc<Reaper>, init: i32) -> bool {
+    let mut removed = false;
+    for round in 0..ROUNDS {
+        if round > 0 {
+            sleep(ROUND_PAUSE).await;
+        }
+        removed |= remove_once(reaper, init).await;
+    }
+    removed
+}
+
+async fn remove_once(reaper: &Arc<Reaper>, init: i32) -> bool {
     let table = format!("CRIU-{init}");
     let tools: [(&str, &[&str], &str); 3] = [
         ("iptables-restore", &["-w", "--noflush"], UNLOCK),
@@ -46,6 +73,72 @@ pub async fn remove(reaper: &Arc<Reaper>, init: i32) -> bool {
         }
     }
     removed
+}
+
+/// Takes every TCP socket of these processes out of repair mode. Returns how many were in it.
+pub fn end_repair(pids: &[i32]) -> usize {
+    let sockets = pids.iter().flat_map(|pid| sockets_of(*pid));
+    sockets
+        .filter(|socket| getsockopt(socket, TcpRepair) == Ok(REPAIR_ON))
+        .filter(leave_repair)
+        .count()
+}
+
+fn leave_repair(socket: &OwnedFd) -> bool {
+    setsockopt(socket, TcpRepair, &REPAIR_OFF)
+        .inspect_err(|error| tracing::warn!(%error, "a connection stays in repair mode"))
+        .is_ok()
+}
+
+/// Duplicates of the sockets a process has open.
+fn sockets_of(pid: i32) -> Vec<OwnedFd> {
+    let Ok(process) = pidfd(pid) else {
+        return Vec::new();
+    };
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return Vec::new();
+    };
+    let is_socket = |entry: &DirEntry| {
+        fs::read_link(entry.path()).is_ok_and(|link| link.to_string_lossy().starts_with("socket:"))
+    };
+    let numbers = entries
+        .flatten()
+        .filter(is_socket)
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers
+        .filter_map(|number| duplicate(&process, number).ok())
+        .collect()
+}
+
+#[allow(unsafe_code)]
+fn pidfd(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two numbers and touches no memory of ours; a descriptor it returns is new and ours.
+    unsafe { owned(libc::syscall(libc::SYS_pidfd_open, pid, 0)) }
+}
+
+/// The descriptor of that number of a process, as one of ours.
+#[allow(unsafe_code)]
+fn duplicate(process: &OwnedFd, number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: as above, and the process' descriptor is open for as long as it is borrowed.
+    unsafe {
+        owned(libc::syscall(
+            libc::SYS_pidfd_getfd,
+            process.as_raw_fd(),
+            number,
+            0,
+        ))
+    }
+}
+
+/// # Safety
+/// The result is of a system call that returns a new descriptor.
+#[allow(unsafe_code)]
+unsafe fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+    match i32::try_from(result) {
+        // SAFETY: the caller's promise.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 async fn run(reaper: &Arc<Reaper>, init: i32, command: Command, input: &str) -> io::Result<u32> {
@@ -81,6 +174,15 @@ fn spawn_inside(reaper: &Arc<Reaper>, init: i32, mut command: Command) -> io::Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_of_a_process_is_found_and_is_not_in_repair_mode() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
+        let pid = std::process::id().cast_signed();
+        assert!(!sockets_of(pid).is_empty());
+        assert_eq!(end_repair(&[pid, i32::MAX]), 0);
+        drop(listener);
+    }
 
     #[tokio::test]
     async fn the_lock_of_a_process_that_is_gone_is_none() {

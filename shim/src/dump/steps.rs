@@ -317,12 +317,11 @@ impl<'j> Dumping<'j> {
                 return Err(DumpCause::CriuStays);
             }
         }
-        // Whoever killed CRIU: one that failed by itself has unlocked, and there is nothing to remove.
-        if self.locks && lock::remove(&self.job.runc.reaper, self.job.init_pid).await {
-            tracing::warn!(
-                id = self.job.id,
-                "removed the network lock that a killed criu had left"
-            );
+        // Whoever killed CRIU: one that failed by itself has taken both back, and there is nothing to do.
+        if self.locks {
+            let repaired = lock::end_repair(&pids);
+            let unlocked = lock::remove(&self.job.runc.reaper, self.job.init_pid).await;
+            tracing::debug!(id = self.job.id, repaired, unlocked, "looked for what a killed criu leaves of connections");
         }
         Ok(())
     }
