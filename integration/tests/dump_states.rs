@@ -1,0 +1,182 @@
+//! Dumps of containers that are in a state in which CRIU by itself would hang, fail or lose something.
+
+use std::fs::{read_dir, read_to_string};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use integration::by_ctr::Talker;
+use integration::engine::run;
+use integration::host::Host;
+use integration::need;
+use integration::spoken::{Spoken, dump_in};
+use integration::stdio::eventually;
+use integration::workload::Workload;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
+
+/// CRIU gives up on a task it cannot stop after 10 s; a dump that takes half of that has met one.
+const STUCK: Duration = Duration::from_secs(5);
+
+/// How long a signal may take to be seen.
+const SIGNAL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The annotation that has connections saved.
+const SAVE_CONNECTIONS: [&str; 2] = ["--annotation", "cedana.dump.tcp=established"];
+
+fn host() -> Result<Host> {
+    let host = Host::new()?;
+    let _image = host.load_image()?;
+    Ok(host)
+}
+
+fn state(pid: i32) -> Result<char> {
+    let stat =
+        read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("read the state of {pid}"))?;
+    let rest = stat.rsplit_once(") ").map(|(_, rest)| rest);
+    rest.and_then(|rest| rest.chars().next())
+        .context("a process without a state")
+}
+
+/// The children of a process that are not threads of it.
+fn children(pid: u32) -> Result<Vec<i32>> {
+    let mut children = Vec::new();
+    for task in read_dir(format!("/proc/{pid}/task"))? {
+        let text = read_to_string(task?.path().join("children"))?;
+        children.extend(text.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
+    }
+    Ok(children)
+}
+
+/// Who traces a process.
+fn tracer(pid: u32) -> Result<Option<Pid>> {
+    let status = read_to_string(format!("/proc/{pid}/status"))?;
+    let tracer = status
+        .lines()
+        .find_map(|line| line.strip_prefix("TracerPid:"))
+        .context("a status without a tracer")?;
+    let tracer: i32 = tracer.trim().parse()?;
+    Ok((tracer != 0).then(|| Pid::from_raw(tracer)))
+}
+
+#[test]
+fn stopped_process_is_dumped_and_stays_stopped() -> Result<()> {
+    need!(
+        OurShim,
+        "under cgroup v1, CRIU hangs on a task that is stopped and frozen"
+    );
+    need!(Criu, "dumps");
+    need!(CriuSockets, "the tree listens");
+    let host = host()?;
+    let mut talker = Talker::run(&host, "c", WORKLOAD, &["tree"], &[])?;
+    let child = *children(talker.pid()?)?
+        .first()
+        .context("the tree has no child")?;
+    kill(Pid::from_raw(child), Signal::SIGSTOP)?;
+    eventually("the child to stop", SIGNAL_DEADLINE, || {
+        state(child).is_ok_and(|state| state == 'T')
+    })?;
+    talker.checkpoint("kept")?;
+    assert_eq!(state(child)?, 'T', "the dump let it go");
+    kill(Pid::from_raw(child), Signal::SIGCONT)?;
+    assert_eq!(talker.check()?, 1);
+    talker.remove()?;
+
+    let mut talker = Talker::restore(&host, "c", "kept")?;
+    let stopped: Vec<i32> = children(talker.pid()?)?
+        .into_iter()
+        .filter(|pid| state(*pid).is_ok_and(|state| state == 'T'))
+        .collect();
+    assert_eq!(stopped.len(), 1, "one child was stopped");
+    kill(Pid::from_raw(stopped[0]), Signal::SIGCONT)?;
+    assert_eq!(talker.check()?, 1);
+    talker.remove()
+}
+
+#[test]
+fn shell_that_starts_programs_all_the_time_is_dumped_each_time() -> Result<()> {
+    need!(
+        OurShim,
+        "CRIU cannot stop the parent of a vfork, and gives up after 10 s"
+    );
+    need!(Criu, "dumps");
+    let host = host()?;
+    let script = "while :; do /bin/true; done & while read line; do echo \"$line\"; done";
+    let first = Spoken::run(host.container("c", Workload::shell(script))?)?;
+    for round in 0..10 {
+        let start = Instant::now();
+        let printed = host.ctr(&["tasks", "checkpoint", "c"])?.ok()?;
+        ensure!(start.elapsed() < STUCK, "dump {round} took {:?}", start.elapsed());
+        let _dump = dump_in(&host, &printed)?;
+        let line = round.to_string();
+        first.says(&line, &line)?;
+        // The client names the image by the second, and refuses a name that it has given.
+        let _removed = host.ctr(&["images", "delete", printed.trim()])?.ok()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn connection_within_the_container_goes_on_after_a_restore() -> Result<()> {
+    need!(OurShim, "said by an annotation of ours");
+    need!(Criu, "dumps");
+    need!(CriuSockets, "the workload connects");
+    let host = host()?;
+    let mut talker = Talker::run(&host, "c", WORKLOAD, &["hold", "connection"], &SAVE_CONNECTIONS)?;
+    assert_eq!(talker.check()?, 1);
+    talker.checkpoint("kept")?;
+    assert_eq!(talker.check()?, 2, "the dumped one goes on");
+    talker.remove()?;
+    let mut talker = Talker::restore(&host, "c", "kept")?;
+    assert_eq!(talker.check()?, 2);
+    talker.remove()
+}
+
+#[test]
+fn loopback_of_a_restored_container_is_up() -> Result<()> {
+    need!(OurShim, "containerd's own shim leaves it down");
+    need!(Criu, "dumps");
+    need!(CriuSockets, "the tree listens");
+    let host = host()?;
+    let talker = Talker::run(&host, "c", WORKLOAD, &["tree"], &[])?;
+    talker.checkpoint("kept")?;
+    talker.remove()?;
+    let mut talker = Talker::restore(&host, "c", "kept")?;
+    assert_eq!(talker.ask("connect")?, "ok 1");
+    talker.remove()
+}
+
+#[test]
+fn killed_criu_leaves_no_lock_on_the_network() -> Result<()> {
+    need!(OurShim, "CRIU does not unlock when it is killed");
+    need!(Criu, "dumps");
+    need!(CriuSockets, "the workload connects");
+    let host = host()?;
+    let mut talker = Talker::run(&host, "c", WORKLOAD, &["hold", "connection"], &SAVE_CONNECTIONS)?;
+    let pid = talker.pid()?.to_string();
+    let rules = || run("nsenter", &["-t", &pid, "-n", "iptables", "-S"]).map(|said| said.stdout);
+    let init = talker.pid()?;
+    std::thread::scope(|scope| -> Result<()> {
+        let dump = scope.spawn(|| host.ctr(&["tasks", "checkpoint", "c"]));
+        eventually("the network to be locked", SIGNAL_DEADLINE, || {
+            dump.is_finished() || rules().is_ok_and(|rules| rules.contains("CRIU"))
+        })?;
+        let criu = tracer(init)?;
+        if let Some(criu) = criu {
+            kill(criu, Signal::SIGKILL)?;
+        }
+        let said = dump
+            .join()
+            .map_err(|_| anyhow::anyhow!("the dumping thread panicked"))??;
+        ensure!(
+            criu.is_some(),
+            "the dump was over before the network was seen locked"
+        );
+        ensure!(said.code != 0, "a dump without CRIU succeeded");
+        Ok(())
+    })?;
+    assert!(!rules()?.contains("CRIU"), "{}", rules()?);
+    assert_eq!(talker.check()?, 1);
+    talker.remove()
+}
