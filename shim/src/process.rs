@@ -3,6 +3,7 @@
 use nix::errno::Errno;
 use tokio::sync::watch;
 
+use crate::cgroup::moves::ExpectedMoves;
 use crate::error::{Error, Result};
 use crate::reap::{Exit, ExitWatch};
 use crate::signals;
@@ -26,6 +27,8 @@ pub struct Process {
     pub watch: Option<ExitWatch>,
     /// Whether somebody is starting or deleting it just now.
     pub busy: bool,
+    /// An exec is about to be started.
+    pub moves: Option<ExpectedMoves>,
     exit: watch::Sender<Option<Exit>>,
 }
 
@@ -40,6 +43,7 @@ impl Process {
             spec: Vec::new(),
             watch: None,
             busy: false,
+            moves: None,
             exit: watch::channel(None).0,
         }
     }

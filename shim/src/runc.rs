@@ -23,7 +23,6 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
-use crate::cgroup::moves;
 use crate::reap::{Child, Exit, ExitWatch, Reaper};
 use crate::spawn;
 
@@ -35,9 +34,6 @@ pub const CALL_DEADLINE: Duration = Duration::from_secs(120);
 /// 1.3, two cores). The limit brings the collection back should a call ever grow. A container never sees this: runc's
 /// init clears its environment.
 const GO_ENVIRONMENT: [(&str, &str); 2] = [("GOGC", "off"), ("GOMEMLIMIT", "128MiB")];
-
-/// The verbs that bring a process into the container's cgroups.
-const MOVING_VERBS: [&str; 3] = ["create", "exec", "restore"];
 
 /// How much of a runc's own output is kept for the error text.
 const OUTPUT_BYTES_MAX: usize = 64 * 1024;
@@ -137,10 +133,6 @@ impl Runc {
             .map(|verb| verb.to_string_lossy().into_owned())
             .unwrap_or_default();
         let (mut child, output) = self.spawn(args, &mut call)?;
-        let _moves = MOVING_VERBS
-            .contains(&verb.as_str())
-            .then(moves::expect)
-            .flatten();
         if let (Some(mut stdin), Some(input)) = (child.stdin.take(), call.input.take()) {
             // Smaller than a pipe's 64 KiB (see `Call::input`), so this does not wait for runc.
             if let Err(error) = stdin.write_all(&input) {

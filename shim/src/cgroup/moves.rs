@@ -3,7 +3,7 @@
 //! The first write to any `cgroup.procs` after a while takes a lock (`cgroup_threadgroup_rwsem`) whose writer waits for an
 //! RCU grace period: about 10 ms (kernel 6.18, two cores; `rcu_sync_enter` in `kernel/rcu/sync.c`). The next writers find
 //! the lock in its slow mode and do not wait, until a grace period has passed without any. runc's first move comes 10 to
-//! 20 ms after its start, so the wait can be over by then if somebody has begun it: `runc exec` takes 16 ms instead of 25.
+//! 20 ms after its start, so the wait can be over by then if somebody has begun it: `runc exec` takes 14 ms instead of 25.
 //!
 //! What is written is the shim's own pid into its own cgroup, which moves nothing.
 

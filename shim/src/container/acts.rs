@@ -10,7 +10,7 @@ use super::create::{Deferred, Init, clean, restore_init};
 use super::execs::{deleted, drain};
 use super::queue::answer;
 use super::{Deleted, Facts, Owner, Reply};
-use crate::cgroup::Metrics;
+use crate::cgroup::{Metrics, moves};
 use crate::dump::{self, CheckpointOptions, DumpJob};
 use crate::error::{Error, Result, internal};
 use crate::events::Event;
@@ -61,6 +61,7 @@ impl Owner {
         let facts = Arc::clone(&self.facts);
         let strangers = facts.reaper.expect_strangers();
         let restore = async move {
+            let _moves = moves::expect();
             let init = match restore_init(&facts, deferred.prepared, deferred.checkpoint).await {
                 Ok(init) => init,
                 Err(error) => {

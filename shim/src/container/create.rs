@@ -13,7 +13,7 @@ use oci_bundles::spec::{self, SpecView};
 use super::acts::announce;
 use super::execs::{ATTACH_DEADLINE, read_pid};
 use super::{Container, Facts, queue};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, moves};
 use crate::error::{Error, Result, chain, internal};
 use crate::events::EventSink;
 use crate::options::Options;
@@ -81,6 +81,7 @@ pub(super) enum Init {
 /// # Errors
 /// What failed, with everything undone that had been done.
 pub async fn create(mut request: Request, around: Surroundings) -> Result<Container> {
+    let _moves = moves::expect();
     let spec = SpecView::read(&request.bundle).map_err(internal("read the container's config.json"))?;
     request.options.infer(&spec);
     if request.checkpoint.is_empty() {

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::queue::answer;
 use super::{Deleted, Facts, NewExec, Owner, Reply, no_exec};
+use crate::cgroup::moves;
 use crate::error::{Error, Result, internal};
 use crate::events::Event;
 use crate::process::Process;
@@ -44,6 +45,8 @@ impl Owner {
         }
         let mut process = Process::created(0, exec.stdio, None);
         process.spec = exec.spec;
+        // Its start is the client's next request.
+        process.moves = moves::expect();
         drop(self.execs.insert(exec.id.clone(), process));
         let event = Event::ExecAdded {
             container_id: self.facts.id.clone(),
@@ -84,6 +87,9 @@ impl Owner {
             )));
         }
         process.busy = true;
+        if process.moves.is_none() {
+            process.moves = moves::expect();
+        }
         Ok((std::mem::take(&mut process.spec), process.stdio.clone()))
     }
 
@@ -98,6 +104,7 @@ impl Owner {
             return answer(reply, Err(no_exec(&id)));
         };
         process.busy = false;
+        process.moves = None;
         let started = match started {
             Ok(started) => started,
             Err((error, spec)) => {

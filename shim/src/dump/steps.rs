@@ -321,7 +321,12 @@ impl<'j> Dumping<'j> {
         if self.locks {
             let repaired = lock::end_repair(&pids);
             let unlocked = lock::remove(&self.job.runc.reaper, self.job.init_pid).await;
-            tracing::debug!(id = self.job.id, repaired, unlocked, "looked for what a killed criu leaves of connections");
+            tracing::debug!(
+                id = self.job.id,
+                repaired,
+                unlocked,
+                "looked for what a killed criu leaves of connections"
+            );
         }
         Ok(())
     }
