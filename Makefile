@@ -20,7 +20,7 @@ demo: build
 check:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --quiet --workspace --all-targets -- -D warnings
-	$(CARGO) test --quiet
+	$(CARGO) test --quiet -- --test-threads=1    # some look at descriptors and children of the whole process
 	$(CARGO) test --quiet --package integration --lib --bins
 
 test: check build

@@ -21,7 +21,7 @@ use nix::unistd::{Pid, pipe2};
 use thiserror::Error;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::reap::{Child, Exit, ExitWatch, Reaper};
 use crate::spawn;
@@ -34,6 +34,9 @@ pub const CALL_DEADLINE: Duration = Duration::from_secs(120);
 /// 1.3, two cores). The limit brings the collection back should a call ever grow. A container never sees this: runc's
 /// init clears its environment.
 const GO_ENVIRONMENT: [(&str, &str); 2] = [("GOGC", "off"), ("GOMEMLIMIT", "128MiB")];
+
+/// How often a call that can become hopeless is looked at: rarely enough to cost nothing, and twice is still soon.
+const HOPE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How much of a runc's own output is kept for the error text.
 const OUTPUT_BYTES_MAX: usize = 64 * 1024;
@@ -56,6 +59,12 @@ pub enum RuncError {
         status: u32,
         /// runc's own words.
         message: String,
+    },
+    /// It waited for something that could not come any more, and was killed.
+    #[error("{verb} was waiting for CRIU, which is gone: broken unixpacket, EOF")]
+    Hopeless {
+        /// The runc verb.
+        verb: String,
     },
     /// It had not ended by the deadline, and was killed.
     #[error("{verb} did not end within {} s and was killed", deadline.as_secs())]
@@ -86,6 +95,8 @@ pub struct Call {
     pub deadline: Duration,
     /// Fed to its standard input (only without `stdio`); must fit a pipe, 64 KiB.
     pub input: Option<Vec<u8>>,
+    /// Asked now and then with runc's pid; if it says twice in a row that this call cannot end well, runc is killed.
+    pub is_hopeless: Option<fn(i32) -> bool>,
 }
 
 impl Default for Call {
@@ -95,6 +106,7 @@ impl Default for Call {
             env: Vec::new(),
             deadline: CALL_DEADLINE,
             input: None,
+            is_hopeless: None,
         }
     }
 }
@@ -139,7 +151,14 @@ impl Runc {
                 tracing::warn!(%error, verb, "runc did not take its input");
             }
         }
-        let Ok((exit, output)) = timeout(call.deadline, finish(&child.exit, output)).await else {
+        let ended = tokio::select! {
+            ended = timeout(call.deadline, finish(&child.exit, output)) => ended,
+            () = hopelessness(child.pid, call.is_hopeless) => {
+                kill(child.pid);
+                return Err(RuncError::Hopeless { verb });
+            }
+        };
+        let Ok((exit, output)) = ended else {
             kill(child.pid);
             return Err(RuncError::TimedOut {
                 verb,
@@ -197,6 +216,22 @@ impl Runc {
         };
         let child = self.reaper.spawn(&mut command).map_err(failed)?;
         Ok((child, output))
+    }
+}
+
+/// Resolves when runc has turned out to wait in vain; never, if nobody can tell.
+async fn hopelessness(pid: i32, is_hopeless: Option<fn(i32) -> bool>) {
+    let Some(is_hopeless) = is_hopeless else {
+        return std::future::pending().await;
+    };
+    let mut before = false;
+    loop {
+        sleep(HOPE_INTERVAL).await;
+        let now = is_hopeless(pid);
+        if before && now {
+            return;
+        }
+        before = now;
     }
 }
 

@@ -18,6 +18,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// After SIGTERM CRIU may still put things away (its network lock); a CRIU stuck in the kernel never will.
 const GRACE: Duration = Duration::from_millis(500);
 
+/// A Go program has some ten threads.
+const THREADS_MAX: usize = 256;
+
 /// How long a process on its way out may take; large address spaces are torn down at about 10 GiB/s.
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -45,6 +48,23 @@ pub async fn kill_all(pids: &[i32]) -> bool {
 /// Whether a CRIU holds one of these processes or was orphaned to us.
 pub fn is_any(pids: &[i32]) -> bool {
     !find(pids).is_empty()
+}
+
+/// Whether this runc has no CRIU that lives. While runc restores it always has one, but for some tens of milliseconds at its
+/// start and its end. A CRIU that was killed half way leaves tasks behind that hold its end of the socket open, and runc
+/// waits for ever (seen in one of twelve kills, runc 1.3).
+pub fn has_lost_criu(runc: i32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{runc}/task")) else {
+        return false;
+    };
+    let children = threads.flatten().take(THREADS_MAX).flat_map(|thread| {
+        let text = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        text.split_ascii_whitespace()
+            .filter_map(|pid| pid.parse().ok())
+            .collect::<Vec<i32>>()
+    });
+    // A zombie has no command line any more, so it is none.
+    !children.into_iter().any(is_criu)
 }
 
 /// Sends SIGKILL; a process that is gone is fine.

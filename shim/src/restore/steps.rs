@@ -150,6 +150,7 @@ impl Restoring {
             stdio: self.stdio.take(),
             env: std::mem::take(&mut self.environment),
             deadline: self.deadline(),
+            is_hopeless: Some(stray::has_lost_criu),
             ..Call::default()
         };
         let result = self.runc.run(&args, call).await;
