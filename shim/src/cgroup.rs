@@ -163,6 +163,13 @@ impl Cgroup {
         }
     }
 
+    /// Whether the shim itself is in the subtree, or that cannot be told: then what is meant for the container must not
+    /// be done to every process there.
+    pub fn is_shared(&self) -> bool {
+        self.main_dir()
+            .is_none_or(|dir| self.check_not_shared(dir).is_err())
+    }
+
     /// Refuses when the shim is in the subtree of a directory.
     fn check_not_shared(&self, dir: &Path) -> Result<(), CgroupError> {
         let own = paths::of_process("self")?;

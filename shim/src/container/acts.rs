@@ -250,7 +250,12 @@ impl Owner {
     }
 
     fn kill_all(&self, signal: i32) -> Result<()> {
-        let pids = self.facts.cgroup()?.procs();
+        let cgroup = self.facts.cgroup()?;
+        if cgroup.is_shared() {
+            // An init that died before its cgroup was looked up is listed under the root: "all" would be the host.
+            return self.init.signal(signal);
+        }
+        let pids = cgroup.procs();
         if pids.is_empty() {
             return check(Status::Stopped, Act::Kill);
         }
@@ -263,7 +268,7 @@ impl Owner {
                 Err(errno) => return Err(Error::Internal(format!("signal process {pid}: {errno}"))),
             }
         }
-        if signal == SIGKILL && self.init.status == Status::Paused {
+        if signal == SIGKILL && matches!(self.init.status, Status::Paused | Status::Pausing) {
             self.thaw_to_die();
         }
         Ok(())

@@ -182,6 +182,21 @@ async fn an_init_whose_end_is_held_back_is_not_signalled() {
 }
 
 #[tokio::test]
+async fn a_signal_for_all_of_a_container_without_a_cgroup_of_its_own_spares_the_others() {
+    let (bed, container) = Bed::running().await;
+    bed.end_and_reap("init", container.view().init.pid, 7).await;
+    // Signal 0 asks whether there is anybody to be signalled: the test itself is, in the same cgroup.
+    let all = within(container.ask(|reply| Command::Kill {
+        exec: None,
+        signal: 0,
+        all: true,
+        reply,
+    }));
+    let nobody = all.await;
+    assert!(matches!(nobody, Err(Error::NotFound(_))), "{nobody:?}");
+}
+
+#[tokio::test]
 async fn everyone_who_waits_learns_the_same_end() {
     let (bed, container) = Bed::running().await;
     add_exec(&container, "one").await.unwrap();
