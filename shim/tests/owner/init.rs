@@ -57,6 +57,16 @@ async fn an_init_that_ends_before_its_start_has_returned_is_told_after_its_start
 }
 
 #[tokio::test]
+async fn an_init_that_ends_as_soon_as_it_is_there_is_told_after_its_creation() {
+    let bed = Bed::new();
+    // Its status waits for it in the fifo.
+    bed.end("init", 5);
+    let _ = bed.create().await.unwrap();
+    bed.told("exit box 5").await;
+    assert_eq!(bed.story(), ["create", "exit box 5"]);
+}
+
+#[tokio::test]
 async fn an_init_that_ends_before_its_start_cannot_be_started() {
     let (bed, container) = Bed::created().await;
     bed.end("init", 7);
