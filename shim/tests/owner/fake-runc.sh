@@ -34,10 +34,12 @@ fail() {
 # when its parent is: a shell takes the exit of a child that is quicker, and the shim would wait for it in vain.
 process='
     while read -r _ _ _ parent _ </proc/self/stat && [ "$parent" = "$1" ]; do :; done
-    read -r status <"$0" || exit 99
+    read -r status <&3 || exit 99
     exit "$status"
 '
 run() {
+    # Opened before the process is there: once the test is gone, opening it would wait for ever.
+    exec 3<"$root/end.$1"
     sh -c "$process" "$root/end.$1" $$ &
     echo $! >"$state/pid.$1"
     if [ -e "$root/garble" ]; then echo nonsense >"$pid_file"; else echo $! >"$pid_file"; fi
