@@ -12,6 +12,8 @@ use nix::sys::signal::{Signal, kill as send};
 use nix::unistd::Pid;
 use tokio::time::{Instant, sleep};
 
+use super::proc;
+
 /// How often we look whether a killed CRIU is gone. It is gone in about a millisecond.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
@@ -50,21 +52,23 @@ pub fn is_any(pids: &[i32]) -> bool {
     !find(pids).is_empty()
 }
 
-/// Whether this runc has no CRIU that lives. While runc restores it always has one, but for some tens of milliseconds at its
-/// start and its end. A CRIU that was killed half way leaves tasks behind that hold its end of the socket open, and runc
-/// waits for ever (seen in one of twelve kills, runc 1.3).
+/// Whether this runc's CRIU has ended and runc does not see it. It waits for the end of its socket to CRIU first, and what
+/// a killed CRIU leaves half way (its helper, the container's first process) holds the other end open for ever (seen in
+/// one of six kills, runc 1.3).
 pub fn has_lost_criu(runc: i32) -> bool {
     let Ok(threads) = fs::read_dir(format!("/proc/{runc}/task")) else {
         return false;
     };
-    let children = threads.flatten().take(THREADS_MAX).flat_map(|thread| {
+    let mut children = threads.flatten().take(THREADS_MAX).flat_map(|thread| {
         let text = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
         text.split_ascii_whitespace()
             .filter_map(|pid| pid.parse().ok())
             .collect::<Vec<i32>>()
     });
-    // A zombie has no command line any more, so it is none.
-    !children.into_iter().any(is_criu)
+    children.any(|pid| {
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        comm.trim_end() == "criu" && !proc::is_running(pid)
+    })
 }
 
 /// Sends SIGKILL; a process that is gone is fine.
