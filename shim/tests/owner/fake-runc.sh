@@ -2,6 +2,7 @@
 # Stands for runc in the tests of a container's owner. What lies in its state directory (--root) says how it behaves:
 #
 #   calls       fifo; every call writes its verb there before it does anything
+#   called      the same as a file, for who only counts
 #   hold.VERB   fifo; the verb waits for a line from it
 #   fail.VERB   the verb says what is in the file, and fails
 #   garble      the pid file of a process becomes nonsense
@@ -52,6 +53,7 @@ end() {
     while [ -e "/proc/$pid" ]; do :; done
 }
 
+echo "$verb$force" >>"$root/called"
 echo "$verb$force" >"$root/calls"
 [ -p "$root/hold.$verb" ] && read -r _ <"$root/hold.$verb"
 # runc has made its directory when a create fails late.
