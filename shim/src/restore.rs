@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use nix::sys::signal::Signal;
+use oci_bundles::mounts;
 use oci_bundles::spec::SpecView;
 
 use crate::cgroup::Cgroup;
@@ -228,6 +229,23 @@ pub async fn release(restored: &Restored) -> Result<(), RestoreCause> {
     Ok(())
 }
 
+/// Unmounts the root file system that runc binds into its state for CRIU, if it is there: runc forgets it when it is killed.
+/// Whoever removes the state with that in it, runc itself included, empties the root file system.
+///
+/// # Errors
+/// Something is still mounted there; the state must not be removed.
+pub(crate) async fn unmount_criu_root(state_dir: &Path) -> Result<(), RestoreCause> {
+    let told = |errors: Vec<_>| {
+        errors
+            .iter()
+            .map(|error| chain(error))
+            .collect::<Vec<_>>()
+            .join("; ")
+    };
+    mounts::unmount_recursive(&state_dir.join("criu-root"))
+        .map_err(|errors| RestoreCause::Remains(told(errors)))
+}
+
 /// Orders processes by their depth in the tree, deepest first.
 fn children_first(pids: &[i32], parent: impl Fn(i32) -> Option<i32>) -> Vec<i32> {
     let depth = |pid: i32| {
@@ -273,5 +291,35 @@ mod tests {
         std::fs::write(dir.path().join(ROOTFS_DIFF), "").expect("write");
         assert_eq!(when(&images), RestoreAt::Start);
         assert_eq!(when(Path::new("/")), RestoreAt::Create);
+    }
+
+    #[test]
+    fn the_root_of_a_killed_runc_is_unmounted_and_stays_full() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (state, rootfs) = (dir.path().join("state"), dir.path().join("rootfs"));
+        let act = || {
+            use nix::mount::{MsFlags, mount};
+            let bind =
+                |from: Option<&Path>, to: &Path, flags| mount(from, to, None::<&str>, flags, None::<&str>);
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+            bind(None, Path::new("/"), MsFlags::MS_PRIVATE | MsFlags::MS_REC).expect("private");
+            std::fs::create_dir_all(state.join("criu-root")).expect("make");
+            std::fs::create_dir(&rootfs).expect("make");
+            std::fs::write(rootfs.join("file"), "").expect("write");
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .expect("a runtime");
+            let unmount = || runtime.block_on(unmount_criu_root(&state));
+            unmount().expect("nothing to do");
+            bind(Some(&rootfs), &state.join("criu-root"), MsFlags::MS_BIND).expect("bind");
+            assert!(state.join("criu-root/file").exists());
+            unmount().expect("unmounted");
+            assert!(!state.join("criu-root/file").exists());
+            assert!(rootfs.join("file").exists());
+        };
+        std::thread::scope(|scope| scope.spawn(act).join()).expect("no panic");
     }
 }

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use config::Tcp;
-use oci_bundles::mounts;
 use oci_bundles::spec::SpecView;
 
 use super::{RestoreCause, RestoreJob, Restoring, loopback};
@@ -202,17 +201,7 @@ impl Restoring {
             return Err(RestoreCause::Remains("CRIU does not end".to_owned()));
         }
         let state = self.state();
-        // runc binds the root file system there for CRIU, and forgets it when it is killed. Whoever removes the state with
-        // that in it, runc itself included, empties the root file system.
-        if let Err(errors) = mounts::unmount_recursive(&state.join("criu-root")) {
-            return Err(RestoreCause::Remains(
-                errors
-                    .iter()
-                    .map(|error| chain(error))
-                    .collect::<Vec<_>>()
-                    .join("; "),
-            ));
-        }
+        super::unmount_criu_root(&state).await?;
         let mut remains = Vec::new();
         if state.exists() {
             let args: [&OsStr; 3] = ["delete".as_ref(), "--force".as_ref(), self.id.as_ref()];
