@@ -6,6 +6,7 @@
 pub mod conf;
 pub mod connections;
 pub mod culprits;
+pub(crate) mod file;
 pub mod images;
 pub mod lock;
 pub mod logs;

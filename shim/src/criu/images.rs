@@ -9,16 +9,28 @@
 //! ```
 //!
 //! Pids are those of the container's own pid namespace. Everything is little-endian. The files may come from anywhere:
-//! every length is checked, and of each file no more than [`FILE_SIZE_MAX`] is read.
+//! every length is checked, of a core no more than its first record is read, and there are bounds for the rest.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::collections::HashSet;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-/// A core image is a few KiB, most of it registers; a pstree record is 20 bytes and a container has few processes.
-const FILE_SIZE_MAX: u64 = 8 * 1024 * 1024;
+use super::file::read_regular;
+
+/// A pstree record is 20 bytes and 3 for each thread; the inventory is smaller.
+const LIST_SIZE_MAX: u64 = 8 * 1024 * 1024;
+
+/// A core image is a few KiB, most of it registers (10 KiB of them with AMX).
+const CORE_SIZE_MAX: u64 = 128 * 1024;
+
+/// Twice as many processes as Linux has pids by default. The core of each is opened.
+const PROCESSES_MAX: usize = 64 * 1024;
+
+/// A dump has a dozen files, and three for each process and one for each connection.
+const FILES_MAX: usize = 1 << 20;
 
 /// What every image but the inventory begins with.
 const COMMON_MAGIC: u32 = 0x5456_4319;
@@ -67,19 +79,21 @@ pub struct Summary {
 /// The first file that is missing or damaged.
 pub fn summarize(dir: &Path) -> Result<Summary, ImageError> {
     let inventory = dir.join("inventory.img");
-    let bytes = read(&inventory)?;
-    if word(&bytes, 0) != Some(INVENTORY_MAGIC) || records(bytes.get(4..)).is_none_or(|r| r.is_empty()) {
+    let bytes = read(&inventory, LIST_SIZE_MAX)?;
+    let first = bytes.get(4..).and_then(|mut rest| record(&mut rest));
+    if word(&bytes, 0) != Some(INVENTORY_MAGIC) || first.is_none() {
         return Err(ImageError::Malformed { path: inventory });
     }
     let pstree = dir.join("pstree.img");
-    let processes = processes(&read(&pstree)?).ok_or(ImageError::Malformed { path: pstree })?;
+    let processes =
+        processes(&read(&pstree, LIST_SIZE_MAX)?).ok_or(ImageError::Malformed { path: pstree })?;
     let mut summary = Summary {
         processes,
         ..Summary::default()
     };
     for pid in &summary.processes {
         let path = dir.join(format!("core-{pid}.img"));
-        let state = task_state(&read(&path)?).ok_or(ImageError::Malformed { path })?;
+        let state = task_state(&read(&path, CORE_SIZE_MAX)?).ok_or(ImageError::Malformed { path })?;
         if state == TASK_STOPPED {
             summary.stopped.push(*pid);
         }
@@ -88,39 +102,37 @@ pub fn summarize(dir: &Path) -> Result<Summary, ImageError> {
         path: dir.to_owned(),
         source,
     };
-    for entry in fs::read_dir(dir).map_err(listing)? {
+    for entry in fs::read_dir(dir).map_err(listing)?.take(FILES_MAX) {
         let entry = entry.map_err(listing)?;
-        summary.size += entry.metadata().map_err(listing)?.len();
+        let size = entry.metadata().map_err(listing)?.len();
+        summary.size = summary.size.saturating_add(size);
         summary.connections |= entry.file_name().to_string_lossy().starts_with("tcp-stream-");
     }
     Ok(summary)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, ImageError> {
-    let failed = |source| ImageError::Read {
+fn read(path: &Path, size_max: u64) -> Result<Vec<u8>, ImageError> {
+    read_regular(path, size_max).map_err(|source| ImageError::Read {
         path: path.to_owned(),
         source,
-    };
-    let mut bytes = Vec::new();
-    let _ = File::open(path)
-        .map_err(failed)?
-        .take(FILE_SIZE_MAX)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    Ok(bytes)
+    })
 }
 
-/// The pids in a pstree image.
+/// The pids in a pstree image; none if one is there twice, or there are too many or none of them.
 fn processes(image: &[u8]) -> Option<Vec<i32>> {
     if word(image, 0) != Some(COMMON_MAGIC) || word(image, 4) != Some(PSTREE_MAGIC) {
         return None;
     }
-    let records = records(image.get(8..))?;
-    let pids: Option<Vec<i32>> = records
-        .into_iter()
-        .map(|record| number(record, 1).and_then(|pid| i32::try_from(pid).ok()))
-        .collect();
-    pids.filter(|pids| !pids.is_empty())
+    let (mut rest, mut seen, mut pids) = (image.get(8..)?, HashSet::new(), Vec::new());
+    while !rest.is_empty() {
+        let pid = number(record(&mut rest)?, 1)?;
+        let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0)?;
+        if pids.len() == PROCESSES_MAX || !seen.insert(pid) {
+            return None;
+        }
+        pids.push(pid);
+    }
+    Some(pids).filter(|pids| !pids.is_empty())
 }
 
 /// The state in a process' core image.
@@ -128,8 +140,7 @@ fn task_state(image: &[u8]) -> Option<u64> {
     if word(image, 0) != Some(COMMON_MAGIC) || word(image, 4) != Some(CORE_MAGIC) {
         return None;
     }
-    let core = records(image.get(8..))?.into_iter().next()?;
-    number(message(core, 3)?, 1)
+    number(message(record(&mut image.get(8..)?)?, 3)?, 1)
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
@@ -140,17 +151,12 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
         .map(u32::from_le_bytes)
 }
 
-/// Splits an image into its records; none if the last one is cut short.
-fn records(bytes: Option<&[u8]>) -> Option<Vec<&[u8]>> {
-    let mut rest = bytes?;
-    let mut records = Vec::new();
-    while !rest.is_empty() {
-        let length = usize::try_from(word(rest, 0)?).ok()?;
-        let end = length.checked_add(4)?;
-        records.push(rest.get(4..end)?);
-        rest = rest.get(end..)?;
-    }
-    Some(records)
+/// Takes the first record; none if it is cut short.
+fn record<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = usize::try_from(word(bytes, 0)?).ok()?;
+    let (record, rest) = bytes.get(4..)?.split_at_checked(length)?;
+    *bytes = rest;
+    Some(record)
 }
 
 /// One field of a protobuf message.
@@ -283,6 +289,8 @@ mod tests {
             ("pstree.img", Some(image(&[COMMON_MAGIC, PSTREE_MAGIC], &[]))),
             ("pstree.img", Some(pstree(&[1, 7])[..30].to_vec())),
             ("pstree.img", Some(pstree(&[1, 8]))),
+            ("pstree.img", Some(pstree(&[1, 7, 7]))),
+            ("pstree.img", Some(pstree(&[0]))),
             ("core-7.img", Some(core(3)[..9].to_vec())),
             ("core-7.img", Some(Vec::new())),
             (
@@ -307,5 +315,34 @@ mod tests {
             };
             assert!(error.contains(named), "{error} does not name {named}");
         }
+    }
+
+    #[test]
+    fn the_work_that_a_file_can_make_is_bounded() {
+        let list = |count: usize| {
+            let records: Vec<Vec<u8>> = (1..=count)
+                .map(|pid| vec![8, pid as u8 | 0x80, (pid >> 7) as u8 | 0x80, (pid >> 14) as u8])
+                .collect();
+            let records: Vec<&[u8]> = records.iter().map(Vec::as_slice).collect();
+            image(&[COMMON_MAGIC, PSTREE_MAGIC], &records)
+        };
+        let read = processes(&list(PROCESSES_MAX)).expect("as many as may be");
+        assert_eq!((read.len(), read.last()), (PROCESSES_MAX, Some(&(64 * 1024))));
+        assert_eq!(processes(&list(PROCESSES_MAX + 1)), None);
+
+        let dir = dump();
+        let mut long = core(3);
+        long.resize(1 << 20, 0xff);
+        fs::write(dir.path().join("core-7.img"), long).expect("a core with more behind it");
+        assert_eq!(
+            summarize(dir.path())
+                .expect("only its first record counts")
+                .stopped,
+            [7]
+        );
+        fs::remove_file(dir.path().join("core-7.img")).expect("remove");
+        std::os::unix::fs::symlink("core-1.img", dir.path().join("core-7.img")).expect("link");
+        let error = summarize(dir.path()).expect_err("a link").to_string();
+        assert!(error.contains("core-7.img"), "{error}");
     }
 }

@@ -6,11 +6,13 @@
 //!
 //! The file may come from anywhere: it can switch nothing on that reaches outside the container.
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read};
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+
+use super::file::read_regular;
 
 /// The name in the image directory.
 pub const NAME: &str = "cedana.json";
@@ -69,13 +71,11 @@ impl Manifest {
     /// # Errors
     /// It cannot be read, is damaged, or is newer than this shim.
     pub fn read(dir: &Path) -> io::Result<Self> {
-        let file = match File::open(dir.join(NAME)) {
-            Ok(file) => file,
+        let bytes = match read_regular(&dir.join(NAME), SIZE_MAX) {
+            Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(error),
         };
-        let mut bytes = Vec::new();
-        let _ = file.take(SIZE_MAX).read_to_end(&mut bytes)?;
         Self::parse(&bytes)
     }
 

@@ -11,6 +11,7 @@ use oci_bundles::spec::SpecView;
 
 use super::{RestoreCause, RestoreJob, Restoring, loopback};
 use crate::criu::conf::{self, Options, Request};
+use crate::criu::file::read_regular;
 use crate::criu::images::{self, Summary};
 use crate::criu::logs::Keeper;
 use crate::criu::manifest::{self, Manifest};
@@ -25,8 +26,14 @@ const DEADLINE_MIN: Duration = Duration::from_secs(60);
 /// The slowest disk that a restore still has to succeed from, in bytes per second.
 const READ_RATE_MIN: u64 = 20 * 1024 * 1024;
 
+/// The size of a sparse file is whatever its maker says; 5 TiB at the slowest rate are what is waited for.
+const DEADLINE_MAX: Duration = Duration::from_hours(72);
+
 /// runc's own clean-up kills and waits for processes; more than this and it hangs.
 const DELETE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A pid has 10 digits at most.
+const PID_FILE_SIZE_MAX: u64 = 64;
 
 impl Restoring {
     pub(super) fn new(job: RestoreJob) -> Self {
@@ -178,11 +185,8 @@ impl Restoring {
 
     pub(super) fn read_pid(&mut self) -> Result<(), RestoreCause> {
         let path = self.pid_file();
-        let text = fs::read_to_string(&path).map_err(RestoreCause::files("read", &path))?;
-        self.pid = text
-            .trim()
-            .parse()
-            .map_err(|_| RestoreCause::NoPid(path.display().to_string()))?;
+        let text = read_regular(&path, PID_FILE_SIZE_MAX).map_err(RestoreCause::files("read", &path))?;
+        self.pid = parse_pid(&text).ok_or_else(|| RestoreCause::NoPid(path.display().to_string()))?;
         Ok(())
     }
 
@@ -264,10 +268,23 @@ impl Restoring {
 
     fn deadline(&self) -> Duration {
         match self.settings.timeout {
-            Duration::ZERO => DEADLINE_MIN + Duration::from_secs(self.summary.size / READ_RATE_MIN),
+            Duration::ZERO => deadline_of(self.summary.size),
             said => said,
         }
     }
+}
+
+/// A pid that names one process: 0 and what is below would mean groups, and end up in a `kill`.
+fn parse_pid(text: &[u8]) -> Option<i32> {
+    let pid: i32 = str::from_utf8(text).ok()?.trim().parse().ok()?;
+    (pid > 0).then_some(pid)
+}
+
+/// How long the restore of this many bytes may take.
+fn deadline_of(size: u64) -> Duration {
+    DEADLINE_MIN
+        .saturating_add(Duration::from_secs(size / READ_RATE_MIN))
+        .min(DEADLINE_MAX)
 }
 
 fn remove_file(path: &Path) -> Result<(), RestoreCause> {
@@ -281,5 +298,31 @@ fn remove_tree(dir: &Path) -> Result<(), RestoreCause> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(RestoreCause::files("remove", dir)(error)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pid_names_one_process() {
+        for (text, pid) in [
+            ("42", Some(42)),
+            ("42\n", Some(42)),
+            ("0", None),
+            ("-1", None),
+            ("99999999999", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_pid(text.as_bytes()), pid, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_deadline_grows_with_the_images_and_has_an_end() {
+        assert_eq!(deadline_of(0), DEADLINE_MIN);
+        assert_eq!(deadline_of(READ_RATE_MIN * 60), DEADLINE_MIN * 2);
+        assert_eq!(deadline_of(u64::MAX), DEADLINE_MAX);
     }
 }
