@@ -12,17 +12,20 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::fifo::OutputFifo;
 use super::{StdioError, descriptor};
 
-/// How long output waits for its first reader after the container has ended. A client opens its end before it asks for
+/// How long output waits for its first reader after the process was deleted. A client opens its end before it asks for
 /// the task, so this is for a client that the scheduler held up, not for one that never wanted to read.
 const FIRST_READER_LIMIT: Duration = Duration::from_secs(1);
 
 /// Pause between two looks for that reader. The kernel tells a writer nothing when a reader opens a fifo.
 const FIRST_READER_STEP: Duration = Duration::from_millis(5);
+
+/// The longest such pause, for a process that nobody deletes.
+const FIRST_READER_STEP_MAX: Duration = Duration::from_millis(200);
 
 /// An opened destination.
 #[derive(Debug)]
@@ -157,9 +160,9 @@ impl Output {
         }
     }
 
-    /// Ends the stream. Waits a moment if there is output in a fifo that nobody has ever opened for reading, since that
-    /// would be lost with the last of our ends.
-    pub async fn finish(self) {
+    /// Ends the stream. If nobody has ever opened the fifo for reading, waits for that until the process is deleted: output
+    /// would be lost with the last of our ends, and a client held up before its open would wait in it for ever.
+    pub async fn finish(mut self) {
         let To::Pipe {
             end,
             keeper: Some(keeper),
@@ -168,14 +171,24 @@ impl Output {
         else {
             return;
         };
-        if !has(keeper.as_fd(), PollFlags::POLLIN) {
-            return;
-        }
+        let has_output = has(keeper.as_fd(), PollFlags::POLLIN);
         drop(keeper);
-        let until = Instant::now() + FIRST_READER_LIMIT;
+        let mut until = None;
+        let mut step = FIRST_READER_STEP;
         // A write end without any reader is in error.
-        while has(end.as_fd(), PollFlags::POLLERR) && Instant::now() < until {
-            tokio::time::sleep(FIRST_READER_STEP).await;
+        while has(end.as_fd(), PollFlags::POLLERR) {
+            if *self.finishing.borrow() {
+                let until = *until.get_or_insert_with(|| Instant::now() + FIRST_READER_LIMIT);
+                if !has_output || Instant::now() >= until {
+                    return;
+                }
+                tokio::time::sleep(FIRST_READER_STEP).await;
+            } else if let Ok(Err(_)) = timeout(step, self.finishing.changed()).await {
+                // Without a sender the streams are being closed.
+                return;
+            } else {
+                step = (step * 2).min(FIRST_READER_STEP_MAX);
+            }
         }
     }
 }
