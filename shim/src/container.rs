@@ -206,6 +206,8 @@ struct Owner {
     waiting: VecDeque<Command>,
     /// The init's exit, kept back until it may be told.
     held_exit: Option<Exit>,
+    /// It was killed while it was, or was being, frozen.
+    dying: bool,
     /// What outlived the init is being killed.
     killing: bool,
     /// It has been deleted: the task ends.

@@ -17,7 +17,8 @@
 //!
 //! Invariants:
 //! - one task owns a container; handlers enqueue and wait, and a dropped connection interrupts nothing;
-//! - no lock is held across an await or an exec of runc;
+//! - no lock is held across an await or a run of runc (the reaper's is, for the instant of a spawn: an exit cannot be missed);
+//! - unsafe code is in four small files: spawn, signals, stdio/descriptor, criu/lock;
 //! - nothing here waits without a deadline except `Wait`, whose whole point it is;
 //! - the shim's stdout is a protocol (the address), so nothing in this crate prints.
 

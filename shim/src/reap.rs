@@ -7,7 +7,7 @@
 //! A container's init is not spawned by us but by runc, and may have exited before its pid is known. While a
 //! [`StrangerGuard`] is held, exits of unknown pids are kept for [`Reaper::watch`] to find.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::process::{ChildStderr, ChildStdin, ChildStdout, Command};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -87,7 +87,7 @@ pub struct Reaper {
 #[derive(Debug, Default)]
 struct Table {
     watched: HashMap<i32, watch::Sender<Option<Exit>>>,
-    strangers: HashMap<i32, Exit>,
+    strangers: VecDeque<(i32, Exit)>,
     expecting: usize,
 }
 
@@ -100,7 +100,10 @@ impl Reaper {
     /// Watches a pid that is, or becomes, a child of this process. An exit kept under a [`StrangerGuard`] is found.
     pub fn watch(&self, pid: i32) -> ExitWatch {
         let mut table = self.lock();
-        if let Some(exit) = table.strangers.remove(&pid) {
+        // The newest, should a pid have been used twice.
+        if let Some(at) = table.strangers.iter().rposition(|(stranger, _)| *stranger == pid)
+            && let Some((_, exit)) = table.strangers.remove(at)
+        {
             return ExitWatch::ended(exit);
         }
         let sender = table.watched.entry(pid).or_insert_with(|| watch::channel(None).0);
@@ -147,8 +150,11 @@ impl Reaper {
         let mut table = self.lock();
         if let Some(sender) = table.watched.remove(&pid) {
             let _ = sender.send_replace(Some(exit));
-        } else if table.expecting > 0 && table.strangers.len() < STRANGERS_MAX {
-            let _ = table.strangers.insert(pid, exit);
+        } else if table.expecting > 0 {
+            if table.strangers.len() == STRANGERS_MAX {
+                let _ = table.strangers.pop_front();
+            }
+            table.strangers.push_back((pid, exit));
         }
     }
 
@@ -187,6 +193,17 @@ mod tests {
         assert_eq!(reaper.watch(42).now().map(|exit| exit.status), Some(7));
         drop(guard);
         assert_eq!(reaper.watch(43).now(), None, "the stash dies with the last guard");
+    }
+
+    #[test]
+    fn of_too_many_strangers_the_oldest_are_forgotten() {
+        let reaper = Reaper::new();
+        let _guard = reaper.expect_strangers();
+        for pid in 0..=STRANGERS_MAX as i32 {
+            reaper.deliver(1000 + pid, 3);
+        }
+        assert_eq!(reaper.watch(1000).now(), None);
+        assert!(reaper.watch(1000 + STRANGERS_MAX as i32).now().is_some());
     }
 
     #[test]

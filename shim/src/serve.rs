@@ -36,6 +36,9 @@ pub const LISTENER_FD: std::os::fd::RawFd = 3;
 /// use our reply never comes back, and nobody else knows this process.
 const UNUSED_LIMIT: Duration = Duration::from_secs(60);
 
+/// How long the thread for what may block (unmounting) is kept after its work: long enough for a pod that is removed.
+const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(1);
+
 /// How long events may take to arrive before the server exits, as in the Go shims.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
@@ -87,6 +90,7 @@ fn run(args: &Args, environment: &Environment) -> Result<(), ServeError> {
     let runtime = Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(1)
+        .thread_keep_alive(BLOCKING_KEEP_ALIVE)
         .build();
     let runtime = runtime.map_err(failed("start the runtime"))?;
     runtime.block_on(live(args, environment, listener))

@@ -1,6 +1,6 @@
 //! What the shim's child processes inherit: descriptors, death signal, process group.
 //!
-//! The only file of this crate with unsafe code. Everything that runs between fork and exec is async-signal-safe:
+//! Everything that runs between fork and exec is async-signal-safe:
 //! it makes system calls on values prepared before the fork, and allocates nothing.
 #![expect(
     unsafe_code,

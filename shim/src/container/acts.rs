@@ -25,6 +25,9 @@ const FREEZE_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a killed init may take to end: its exit is a matter of the kernel tearing down its memory.
 const KILLED_DEADLINE: Duration = Duration::from_secs(30);
 
+/// Resources go to runc through a pipe, which takes this much without anybody reading.
+const RESOURCES_BYTES_MAX: usize = 60 * 1024;
+
 impl Owner {
     pub(super) fn start(&mut self, reply: Reply<i32>) {
         let status = if self.held_exit.is_some() {
@@ -41,15 +44,15 @@ impl Owner {
         let (facts, watch) = (Arc::clone(&self.facts), self.init.watch.clone());
         let restored = self.restored.take();
         let start = async move {
-            match restored {
-                Some(restored) => crate::restore::release(&restored)
-                    .await
-                    .map_err(internal("let the restored processes go")),
+            let started = match &restored {
+                Some(restored) => let_go(restored).await,
                 None => start(&facts, watch.as_ref()).await,
-            }
+            };
+            (restored, started)
         };
-        self.exclusively("start", start, |owner, started| {
+        self.exclusively("start", start, |owner, (restored, started)| {
             if let Err(error) = started {
+                owner.restored = restored;
                 return answer(reply, Err(error));
             }
             owner.started(reply);
@@ -62,23 +65,11 @@ impl Owner {
         let strangers = facts.reaper.expect_strangers();
         let restore = async move {
             let _moves = moves::expect();
-            let init = match restore_init(&facts, deferred.prepared, deferred.checkpoint).await {
-                Ok(init) => init,
-                Err(error) => {
-                    clean(&facts).await;
-                    return Err(error);
-                }
-            };
-            if let Init::Here {
-                restored: Some(restored),
-                ..
-            } = &init
-            {
-                crate::restore::release(restored)
-                    .await
-                    .map_err(internal("let the restored processes go"))?;
+            let restored = restore_and_let_go(&facts, deferred).await;
+            if restored.is_err() {
+                clean(&facts).await;
             }
-            Ok(init)
+            restored
         };
         self.exclusively("start", restore, move |owner, init| {
             match init {
@@ -132,6 +123,9 @@ impl Owner {
                 // It ended meanwhile and that was told: nothing of it is paused any more.
                 Ok(()) if owner.init.status != Status::Pausing => check(owner.init.status, Act::Pause),
                 Ok(()) => {
+                    if owner.dying {
+                        owner.thaw_to_die();
+                    }
                     owner.init.status = Status::Paused;
                     owner.facts.events.publish(Event::Paused { container_id: id });
                     Ok(())
@@ -176,6 +170,13 @@ impl Owner {
     pub(super) fn update(&mut self, resources: Vec<u8>, reply: Reply<()>) {
         if let Err(error) = check(self.init.status, Act::Update) {
             return answer(reply, Err(error));
+        }
+        if resources.len() > RESOURCES_BYTES_MAX {
+            let text = format!(
+                "resources of {} bytes are more than any container has",
+                resources.len()
+            );
+            return answer(reply, Err(Error::InvalidArgument(text)));
         }
         let facts = Arc::clone(&self.facts);
         let update = async move {
@@ -249,7 +250,7 @@ impl Owner {
         Ok(())
     }
 
-    fn kill_all(&self, signal: i32) -> Result<()> {
+    fn kill_all(&mut self, signal: i32) -> Result<()> {
         let cgroup = self.facts.cgroup()?;
         if cgroup.is_shared() {
             // An init that died before its cgroup was looked up is listed under the root: "all" would be the host.
@@ -275,7 +276,9 @@ impl Owner {
     }
 
     /// Under cgroup v1 a frozen task does not even die of SIGKILL, so the cgroup is let go.
-    fn thaw_to_die(&self) {
+    fn thaw_to_die(&mut self) {
+        // A freeze under way would freeze it again: whoever ends it asks once more.
+        self.dying = true;
         let facts = Arc::clone(&self.facts);
         let thaw = async move {
             facts
@@ -361,11 +364,9 @@ impl Owner {
             .collect();
         let delete = async move {
             let runc = delete_from_runc(&facts, alive).await;
-            for streams in streams {
-                drain(Some(streams)).await;
-            }
+            drain(streams).await;
             runc?;
-            super::create::unmount_rootfs(&facts.bundle)
+            unmount_beside(facts).await
         };
         self.exclusively("delete", delete, |owner, outcome| {
             if let Err(error) = outcome {
@@ -401,6 +402,24 @@ async fn by_runtime(facts: &Facts, verb: &str) -> Result<()> {
         .run(&args, Call::default())
         .await
         .map_err(internal(&failed))
+}
+
+async fn let_go(restored: &crate::restore::Restored) -> Result<()> {
+    crate::restore::release(restored)
+        .await
+        .map_err(internal("let the restored processes go"))
+}
+
+async fn restore_and_let_go(facts: &Arc<Facts>, deferred: Deferred) -> Result<Init> {
+    let init = restore_init(facts, deferred.prepared, deferred.checkpoint).await?;
+    if let Init::Here {
+        restored: Some(restored),
+        ..
+    } = &init
+    {
+        let_go(restored).await?;
+    }
+    Ok(init)
 }
 
 /// Lets a created init go on: the short way if nothing but that is to be done, else through runc.
@@ -440,6 +459,12 @@ async fn delete_from_runc(facts: &Facts, alive: Option<ExitWatch>) -> Result<()>
         tracing::warn!(id = facts.id, "the init of a deleted container does not end");
     }
     Ok(())
+}
+
+/// Unmounting an overlay writes back what is dirty in it, which may take long: not on the shim's only thread.
+async fn unmount_beside(facts: Arc<Facts>) -> Result<()> {
+    let unmounting = tokio::task::spawn_blocking(move || super::create::unmount_rootfs(&facts.bundle));
+    unmounting.await.map_err(internal("unmount the rootfs"))?
 }
 
 fn runc_delete_failed(error: RuncError) -> Error {

@@ -93,6 +93,7 @@ pub async fn create(mut request: Request, around: Surroundings) -> Result<Contai
         .map_err(internal("keep the runtime options"))?;
     let settings = settings(&spec)?;
     let facts = Arc::new(Facts::new(&request, spec, settings, around));
+    refuse_foreign_state(&facts)?;
     give_criu_a_config(&facts)?;
     mount_rootfs(&facts.bundle, &request.rootfs)?;
     let strangers = facts.reaper.expect_strangers();
@@ -173,6 +174,20 @@ impl Facts {
         }
         flags
     }
+}
+
+/// A container of that id that the runtime already has is somebody else's: neither made nor cleaned up here.
+fn refuse_foreign_state(facts: &Facts) -> Result<()> {
+    let state = facts.state_dir();
+    if !state.exists() {
+        return Ok(());
+    }
+    let (binary, root) = (facts.runc.binary.display(), facts.runc.root.display());
+    Err(Error::AlreadyExists(format!(
+        "container {id} exists in the runtime already ({}), though not here; `{binary} --root {root} delete --force {id}` removes it",
+        state.display(),
+        id = facts.id,
+    )))
 }
 
 /// The container's settings. A wrong annotation is its author's to mend; a broken file of the host must not keep
@@ -315,27 +330,40 @@ async fn here(facts: &Facts, prepared: Prepared, pid: i32, restored: Option<Rest
 
 /// Takes back whatever a failed create has left. The client gets the first cause; what fails here goes into the log.
 pub(super) async fn clean(facts: &Facts) {
-    let args: [&OsStr; 3] = ["delete".as_ref(), "--force".as_ref(), facts.id.as_ref()];
-    if facts.state_dir().exists()
-        && let Err(error) = facts
-            .runc
-            .run(
-                &args,
-                Call {
-                    deadline: UNDO_DEADLINE,
-                    ..Call::default()
-                },
-            )
-            .await
-        && !error.is_gone()
-    {
-        tracing::warn!(
-            id = facts.id,
-            error = chain(&error),
-            "cannot delete what a failed create left in runc"
-        );
-    }
+    delete_state(facts).await;
     if let Err(error) = unmount_rootfs(&facts.bundle) {
         tracing::warn!(id = facts.id, %error, "cannot unmount what a failed create left");
+    }
+}
+
+async fn delete_state(facts: &Facts) {
+    let state = facts.state_dir();
+    if !state.exists() {
+        return;
+    }
+    // While the root file system is still bound there, removing the state would empty it, by runc's hand or ours.
+    if let Err(error) = restore::unmount_criu_root(&state).await {
+        let error = chain(&error);
+        return tracing::warn!(
+            id = facts.id,
+            error,
+            "what a failed restore left stays, for it is still mounted"
+        );
+    }
+    let args: [&OsStr; 3] = ["delete".as_ref(), "--force".as_ref(), facts.id.as_ref()];
+    let call = Call {
+        deadline: UNDO_DEADLINE,
+        ..Call::default()
+    };
+    match facts.runc.run(&args, call).await {
+        Err(error) if !error.is_gone() => {
+            let error = chain(&error);
+            tracing::warn!(
+                id = facts.id,
+                error,
+                "cannot delete what a failed create left in the runtime"
+            );
+        }
+        _ => {}
     }
 }

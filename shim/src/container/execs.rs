@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
@@ -156,13 +156,18 @@ impl Owner {
     }
 }
 
-/// Waits, within bounds, until the output of an ended process has reached its client, then closes its streams.
-pub(super) async fn drain(streams: Option<Streams>) {
-    let Some(streams) = streams else { return };
-    if !streams.drained(DRAIN_DEADLINE).await {
-        tracing::warn!("output of an ended process was still not taken when it was deleted");
+/// Waits, within bounds, until the output of ended processes has reached their clients, then closes their streams.
+pub(super) async fn drain(streams: impl IntoIterator<Item = Streams>) {
+    let end = Instant::now() + DRAIN_DEADLINE;
+    for streams in streams {
+        if !streams
+            .drained(end.saturating_duration_since(Instant::now()))
+            .await
+        {
+            tracing::warn!("output of an ended process was still not taken when it was deleted");
+        }
+        streams.close();
     }
-    streams.close();
 }
 
 /// What `Delete` says of a process.

@@ -37,6 +37,7 @@ pub(super) fn own(facts: Arc<Facts>, init: Init, stdio: StdioRequest) -> Contain
         starting: 0,
         waiting: VecDeque::new(),
         held_exit: None,
+        dying: false,
         killing: false,
         gone: false,
         queue: queue.clone(),
