@@ -87,9 +87,16 @@ impl<'docker> Counter<'docker> {
     /// Starts it from a checkpoint, and sees it count on from where it was.
     fn check_restore(&self, checkpoint: &str, counted_at_dump: u64) -> Result<()> {
         let before = self.numbers()?;
-        let _name = self
-            .docker
-            .run(&["start", "--checkpoint", checkpoint, &self.name])?;
+        // Docker up to 26 uploads the checkpoint anew and takes it for a failure if containerd has not yet collected the
+        // same content of the dump.
+        let start = || self.docker.run(&["start", "--checkpoint", checkpoint, &self.name]);
+        let is_there_still = |error: &anyhow::Error| format!("{error:#}").contains("already exists");
+        let mut started = start();
+        let until = std::time::Instant::now() + DOCKER_DEADLINE;
+        while started.as_ref().is_err_and(is_there_still) && std::time::Instant::now() < until {
+            started = start();
+        }
+        let _name = started?;
         self.wait_for_numbers(before.len() + 3)?;
         let after = self.numbers()?;
         let (first, last) = (after.get(before.len()).copied(), before.last().copied());
