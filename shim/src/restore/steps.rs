@@ -27,7 +27,7 @@ const DEADLINE_MIN: Duration = Duration::from_secs(60);
 const READ_RATE_MIN: u64 = 20 * 1024 * 1024;
 
 /// The size of a sparse file is whatever its maker says; 5 TiB at the slowest rate are what is waited for.
-const DEADLINE_MAX: Duration = Duration::from_hours(72);
+const DEADLINE_MAX: Duration = Duration::from_secs(72 * 60 * 60);
 
 /// runc's own clean-up kills and waits for processes; more than this and it hangs.
 const DELETE_DEADLINE: Duration = Duration::from_secs(30);
