@@ -6,10 +6,10 @@
 mod table;
 
 use std::fmt;
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
+use super::file::open_regular;
 use table::{CAUSES, Cause, NOISE, RUNC_CAUSES};
 
 /// At log level 4 a dump of 1000 tasks writes some 10 MiB. What comes after is not looked at.
@@ -46,7 +46,7 @@ impl fmt::Display for Telling {
 
 /// Reads a log and tells why the operation failed; `runc` is what runc said, for failures that leave no log.
 pub fn read(log: &Path, runc: &str) -> Telling {
-    let found = File::open(log).and_then(|file| scan(BufReader::new(file.take(LOG_SIZE_MAX))));
+    let found = open_regular(log).and_then(|file| scan(BufReader::new(file.take(LOG_SIZE_MAX))));
     match found {
         Ok(Some(telling)) => telling,
         Ok(None) => of_runc(runc),
@@ -61,11 +61,9 @@ pub fn read(log: &Path, runc: &str) -> Telling {
 fn scan(mut log: impl BufRead) -> io::Result<Option<Telling>> {
     let (mut line, mut first_error, mut warned) = (Vec::new(), None, None);
     loop {
-        line.clear();
-        if log.read_until(b'\n', &mut line)? == 0 {
+        if !read_line(&mut log, &mut line)? {
             return Ok(warned.or(first_error));
         }
-        line.truncate(LINE_LENGTH_MAX);
         let text = String::from_utf8_lossy(&line);
         let Some((message, is_error)) = complaint(&text) else {
             continue;
@@ -81,6 +79,19 @@ fn scan(mut log: impl BufRead) -> io::Result<Option<Telling>> {
             None => {}
         }
     }
+}
+
+/// Reads the next line into `line`, what is longer than [`LINE_LENGTH_MAX`] cut off; false at the end.
+fn read_line(log: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
+    line.clear();
+    let length_max = u64::try_from(LINE_LENGTH_MAX).unwrap_or(u64::MAX);
+    if log.by_ref().take(length_max).read_until(b'\n', line)? == 0 {
+        return Ok(false);
+    }
+    if !line.ends_with(b"\n") {
+        let _ = log.skip_until(b'\n')?;
+    }
+    Ok(true)
 }
 
 /// A warning or an error without time and place, and whether it is an error:
@@ -253,5 +264,18 @@ mod tests {
             told.starts_with("sockets: BUG! Unknown socket collected (family 40): a process holds a vsock")
         );
         assert!(told.contains("; close it"), "{told}");
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_cut_while_it_is_read() {
+        let mut log = vec![b'x'; 1 << 20];
+        log.extend(b"\nshort\n\nlast");
+        let (mut log, mut line) = (log.as_slice(), Vec::new());
+        let mut lengths = Vec::new();
+        while read_line(&mut log, &mut line).expect("memory") {
+            lengths.push(line.len());
+        }
+        assert_eq!(lengths, [LINE_LENGTH_MAX, 6, 1, 4]);
+        assert!(line.capacity() <= 2 * LINE_LENGTH_MAX, "{}", line.capacity());
     }
 }
