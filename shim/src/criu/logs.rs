@@ -7,8 +7,14 @@
 //!
 //! A failed restore takes its bundle with it within milliseconds, so the second place is the one an error names.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+
+use super::file::open_regular;
+
+/// A dump of 1000 tasks writes some 10 MiB; CRIU fails at the end of its log, so that is what is kept of a longer one.
+const KEPT_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Whose log it is and where it is kept.
 #[derive(Debug)]
@@ -27,14 +33,18 @@ impl Keeper<'_> {
     /// Keeps a log; `name` is `dump` or `restore`. The place that lasts is returned, or the one in the bundle if that is
     /// all there is, or nothing if CRIU wrote no log.
     pub fn keep(&self, log: &Path, name: &str) -> Option<PathBuf> {
+        if let Err(error) = open_regular(log) {
+            tracing::debug!(%error, log = %log.display(), "there is no log of criu to keep");
+            return None;
+        }
         let dir = self.log_dir.join(self.namespace).join(self.id);
         if let Err(error) = fs::create_dir_all(&dir) {
             tracing::warn!(%error, dir = %dir.display(), "failed to make the directory for logs");
         }
         let lasting = dir.join(format!("{name}.log"));
         let in_bundle = self.bundle.join(format!("criu-{name}.log"));
-        let kept = [lasting, in_bundle].map(|place| match fs::copy(log, &place) {
-            Ok(_) => Some(place),
+        let kept = [lasting, in_bundle].map(|place| match copy_end(log, &place) {
+            Ok(()) => Some(place),
             Err(error) => {
                 tracing::warn!(%error, log = %log.display(), place = %place.display(), "failed to keep the log of criu");
                 None
@@ -42,6 +52,16 @@ impl Keeper<'_> {
         });
         kept.into_iter().flatten().next()
     }
+}
+
+/// Copies the last [`KEPT_BYTES_MAX`] bytes of a file.
+fn copy_end(log: &Path, place: &Path) -> io::Result<()> {
+    let mut from = open_regular(log)?;
+    let start = from.metadata()?.len().saturating_sub(KEPT_BYTES_MAX);
+    let _ = from.seek(SeekFrom::Start(start))?;
+    // CRIU, if it still lives, goes on writing.
+    let _ = io::copy(&mut from.take(KEPT_BYTES_MAX), &mut File::create(place)?)?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -61,6 +81,7 @@ mod tests {
             bundle: &bundle,
         };
         assert_eq!(keeper.keep(&log, "dump"), None, "there is no log");
+        assert!(!log_dir.exists(), "and no directory for it");
         fs::write(&log, "why").expect("write");
         let kept = keeper.keep(&log, "dump").expect("kept");
         assert_eq!(kept, log_dir.join("ns/c1/dump.log"));
@@ -84,5 +105,20 @@ mod tests {
             bundle: dir.path(),
         };
         assert_eq!(keeper.keep(&log, "dump"), Some(dir.path().join("criu-dump.log")));
+    }
+
+    #[test]
+    fn the_end_of_a_long_log_is_kept() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (log, kept) = (dir.path().join("dump.log"), dir.path().join("kept.log"));
+        for (length, want) in [(3, 3), (KEPT_BYTES_MAX + 9, KEPT_BYTES_MAX)] {
+            let file = File::create(&log).expect("create");
+            file.set_len(length).expect("a sparse log");
+            std::os::unix::fs::FileExt::write_all_at(&file, b"end", length - 3).expect("write");
+            copy_end(&log, &kept).expect("copied");
+            let text = fs::read(&kept).expect("read");
+            assert_eq!(text.len() as u64, want);
+            assert!(text.ends_with(b"end"));
+        }
     }
 }
