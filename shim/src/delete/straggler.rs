@@ -53,7 +53,7 @@ fn victims(processes: &[Process], bundle: &Path, members: &[i32]) -> Vec<i32> {
     let mut victims: Vec<i32> = processes
         .iter()
         .map(|process| process.pid)
-        .filter(|pid| has_argument(*pid, &log))
+        .filter(|pid| logs_to(&read(*pid, "cmdline"), &log))
         .collect();
     let tracers: Vec<i32> = members
         .iter()
@@ -111,10 +111,13 @@ fn parse_stat(pid: i32, stat: &[u8]) -> Option<Process> {
     is_alive.then_some(Process { pid, parent, name })
 }
 
-fn has_argument(pid: i32, argument: &Path) -> bool {
-    read(pid, "cmdline")
-        .split(|byte| *byte == 0)
-        .any(|word| word == argument.as_os_str().as_bytes())
+/// Whether a command line has `--log` with this file, as our runc's do. Others may have the file as an argument: whoever
+/// reads it, say.
+fn logs_to(cmdline: &[u8], log: &Path) -> bool {
+    let words: Vec<&[u8]> = cmdline.split(|byte| *byte == 0).collect();
+    words
+        .windows(2)
+        .any(|pair| pair == [b"--log", log.as_os_str().as_bytes()])
 }
 
 /// Whether its environment or one of its open files leads to the bundle; its work directory and its configuration file do.
@@ -189,6 +192,24 @@ mod tests {
         ];
         for (stat, want) in cases {
             assert_eq!(parse_stat(7, stat.as_bytes()), want, "{stat}");
+        }
+    }
+
+    #[test]
+    fn only_who_logs_there_is_a_runc_of_the_bundle() {
+        let cases = [
+            ("runc\0--root\0/r\0--log\0/b/log.json\0--log-format\0json\0", true),
+            ("tail\0-f\0/b/log.json\0", false),
+            ("runc\0/b/log.json\0--log\0/c/log.json\0", false),
+            ("runc\0--log", false),
+            ("", false),
+        ];
+        for (cmdline, want) in cases {
+            assert_eq!(
+                logs_to(cmdline.as_bytes(), Path::new("/b/log.json")),
+                want,
+                "{cmdline:?}"
+            );
         }
     }
 
