@@ -2,10 +2,13 @@
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Component, Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use sha2::{Digest, Sha256};
 
 /// Where sockets are made if containerd does not say: short, because a socket's path has at most 107 bytes.
@@ -63,11 +66,20 @@ pub(super) fn remove(path: &Path) {
 }
 
 fn take_over(path: &Path) -> Result<Claim, SocketError> {
-    if UnixStream::connect(path).is_ok() {
-        return Ok(Claim::Taken);
+    match knock(path) {
+        // Its queue is full: somebody who is to answer has it.
+        Ok(()) | Err(Errno::EAGAIN) => return Ok(Claim::Taken),
+        Err(Errno::ECONNREFUSED | Errno::ENOENT) => remove(path),
+        Err(errno) => return Err(failed("connect to", path)(errno.into())),
     }
-    remove(path);
     restrict(path, UnixListener::bind(path).map_err(failed("bind", path))?)
+}
+
+/// Connects without waiting and hangs up. `ECONNREFUSED` says that nobody listens, `EAGAIN` that others wait already.
+fn knock(path: &Path) -> nix::Result<()> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)
 }
 
 fn restrict(path: &Path, listener: UnixListener) -> Result<Claim, SocketError> {
@@ -101,6 +113,10 @@ fn clean(path: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::{UnixDatagram, UnixStream};
+
+    use nix::sys::socket::{Backlog, bind, listen};
+
     use super::*;
 
     #[test]
@@ -128,5 +144,31 @@ mod tests {
         assert!(matches!(claim(&path), Ok(Claim::Taken)));
         drop(listener);
         assert!(matches!(claim(&path), Ok(Claim::Ours(_))));
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_is_waited_for_by_nobody_and_keeps_its_socket() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let server = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+        bind(server.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        listen(&server, Backlog::new(1).unwrap()).unwrap();
+        // One is accepted into the queue more than it is long.
+        let waiting: Vec<_> = (0..2).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        assert_eq!(knock(&path), Err(Errno::EAGAIN));
+        assert!(matches!(claim(&path), Ok(Claim::Taken)));
+        drop((waiting, server));
+        assert!(matches!(claim(&path), Ok(Claim::Ours(_))));
+    }
+
+    #[test]
+    fn what_is_no_dead_servers_socket_is_not_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let _other_kind = UnixDatagram::bind(&path).unwrap();
+        let error = claim(&path).unwrap_err().to_string();
+        assert!(error.starts_with("connect to"), "{error}");
+        assert!(path.exists());
     }
 }
