@@ -325,6 +325,18 @@ async fn output_waits_a_moment_for_a_reader_that_comes_after_the_end() {
 }
 
 #[tokio::test]
+async fn a_reader_that_comes_late_to_a_process_that_never_wrote_gets_the_end() {
+    let client = Client::new();
+    let (child, streams) = client.run("true").await;
+    let _ = within(child.exit.wait()).await;
+    // Let the copier find the end of the output before the reader is there.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let out = client.reader("stdout");
+    assert_eq!(rest_of(out).await, "");
+    drop(streams);
+}
+
+#[tokio::test]
 async fn a_process_that_never_wrote_is_drained_at_once_without_any_reader() {
     let client = Client::new();
     let (child, streams) = client.run("true").await;
