@@ -337,7 +337,7 @@ impl Answer for Hold {
         let Some(Held::Connection(client, server)) = &self.0 else {
             return Ok(());
         };
-        for (mut from, mut to) in [(&*client, &*server), (&*server, &*client)] {
+        for (mut from, mut to) in [(client, server), (server, client)] {
             to.set_read_timeout(Some(CONNECTION_DEADLINE))?;
             from.write_all(b"!")?;
             to.read_exact(&mut [0])?;
