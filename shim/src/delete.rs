@@ -104,13 +104,16 @@ fn clean_up(args: &Args, bundle: &Path, options: &Options, state: &Path) -> Vec<
     let leftover = find();
     // A killed CRIU leaves the host's cgroup hierarchies mounted where it worked, runc the rootfs bound in its state. Whoever
     // removes those directories empties what is mounted there: containerd does so with the bundle, runc with its state.
-    let client_work = (!options.criu_work_path.is_empty()).then(|| PathBuf::from(&options.criu_work_path));
-    let mounted = [
-        Some(work::dir(bundle)),
-        client_work,
-        Some(state.join("criu-root")),
-    ];
-    complaints.extend(mounted.iter().flatten().flat_map(|place| unmount_below(place)));
+    let ours = [work::dir(bundle), state.join("criu-root")];
+    complaints.extend(ours.iter().flat_map(|place| unmount_below(place)));
+    if !options.criu_work_path.is_empty()
+        && let Err(error) = work::unmount_in_foreign(Path::new(&options.criu_work_path))
+    {
+        complaints.push(format!(
+            "unmount what criu left in {}: {error}",
+            options.criu_work_path
+        ));
+    }
     if !complaints.is_empty() {
         return complaints;
     }

@@ -4,6 +4,7 @@
 //! namespace. A CRIU that is killed leaves them. What is removed below them is removed from the host's cgroups, so
 //! nothing is removed before everything is unmounted.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -11,6 +12,9 @@ use std::path::{Path, PathBuf};
 use oci_bundles::mounts;
 
 use crate::error::chain;
+
+/// How every temporary directory begins that CRIU makes: `.criu.cgyard.XXXXXX`, `.criu.mntns.XXXXXX`.
+const CRIU_PREFIX: &str = ".criu.";
 
 /// The directory of a container whose client named none. Bundles are on a tmpfs, where 10 MiB of log cost little.
 pub fn dir(bundle: &Path) -> PathBuf {
@@ -46,9 +50,49 @@ pub fn remove(dir: &Path) -> io::Result<()> {
 /// # Errors
 /// The first mount that stays, and nothing is removed then; else what the file system says.
 pub fn remove_after_kill(dir: &Path, ours: bool) -> io::Result<()> {
+    if !ours {
+        return unmount_in_foreign(dir);
+    }
     if !dir.exists() {
         return Ok(());
     }
+    unmount(dir)?;
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Unmounts what a CRIU that was killed left in a client's directory. That one may be a mount itself, or hold mounts of the
+/// client's: only what lies in directories that CRIU made is touched, and of those only what is empty then is removed.
+///
+/// # Errors
+/// The first mount that stays, or what the file system says; a directory that is not there is fine.
+pub fn unmount_in_foreign(dir: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        // Of the entry itself: a link is not followed to where somebody else's mounts are.
+        if !is_crius(&entry.file_name()) || !entry.file_type()?.is_dir() {
+            continue;
+        }
+        let path = entry.path();
+        unmount(&path)?;
+        if let Err(error) = fs::remove_dir(&path) {
+            tracing::debug!(path = %path.display(), %error, "a directory of criu stays");
+        }
+    }
+    Ok(())
+}
+
+fn is_crius(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(CRIU_PREFIX.as_bytes())
+}
+
+fn unmount(dir: &Path) -> io::Result<()> {
     mounts::unmount_recursive(dir).map_err(|errors| {
         io::Error::other(
             errors
@@ -57,14 +101,7 @@ pub fn remove_after_kill(dir: &Path, ours: bool) -> io::Result<()> {
                 .collect::<Vec<_>>()
                 .join("; "),
         )
-    })?;
-    if !ours {
-        return Ok(());
-    }
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    })
 }
 
 #[cfg(test)]
@@ -88,5 +125,45 @@ mod tests {
         remove(&dir).expect("remove");
         remove(&dir).expect("remove what is gone");
         remove_after_kill(&dir, true).expect("remove what is gone");
+    }
+
+    #[test]
+    fn in_a_clients_directory_only_what_criu_made_is_removed() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        for name in [".criu.cgyard.a1b2c3", "theirs", ".criu.cgyard.full"] {
+            fs::create_dir(dir.path().join(name)).expect("make");
+        }
+        fs::write(dir.path().join(".criu.cgyard.full/file"), "").expect("write");
+        remove_after_kill(dir.path(), false).expect("unmount");
+        for (name, stays) in [
+            (".criu.cgyard.a1b2c3", false),
+            ("theirs", true),
+            (".criu.cgyard.full/file", true),
+        ] {
+            assert_eq!(dir.path().join(name).exists(), stays, "{name}");
+        }
+    }
+
+    #[test]
+    #[ignore = "mounts, which takes root"]
+    fn mounts_of_a_client_stay_and_those_of_criu_go() {
+        use nix::mount::{MntFlags, MsFlags, mount, umount2};
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let tmpfs = |path: &Path| {
+            fs::create_dir_all(path).expect("make");
+            mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("mount");
+        };
+        let itself = dir.path().join("work");
+        tmpfs(&itself);
+        tmpfs(&itself.join("theirs"));
+        tmpfs(&itself.join(".criu.cgyard.a1b2c3"));
+        tmpfs(&itself.join(".criu.cgyard.a1b2c3/memory"));
+        let left = remove_after_kill(&itself, false);
+        let table = fs::read_to_string("/proc/self/mountinfo").expect("read");
+        for path in [itself.join("theirs"), itself.clone()] {
+            umount2(&path, MntFlags::MNT_DETACH).expect("a mount of the client's is there");
+        }
+        left.expect("unmount");
+        assert!(!table.contains("cgyard"), "{table}");
     }
 }
