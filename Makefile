@@ -14,6 +14,7 @@ build:
 	$(CARGO) build --release
 
 demo: build
+	@echo "building the demo and the testbed (silent, a minute or two the first time)"
 	@$(CARGO) build --quiet --package integration --bins
 	@integration/testbed -- target/debug/demo
 
