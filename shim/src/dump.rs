@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  find criu -> prepare directories -> freeze -> look at connections -> wake stopped tasks -> configure criu
-//!     -> save (runc checkpoint) -> verify -> commit | put back -> put away
+//!     -> save (runc checkpoint) -> verify -> let go on -> commit | put back -> put away
 //! ```
 //!
 //! Why these, with what was measured for a small container (kernel 6.18, cgroup v1, CRIU 4.2, runc 1.3):
@@ -14,11 +14,14 @@
 //!   frozen. Continuing it while it is frozen changes nothing but that; it is stopped again before anything thaws.
 //! - *save* goes into a directory of its own inside the image directory: CRIU leaves the files of an earlier dump
 //!   beside its own, and a dump that fails must not have spoilt the one that was there.
+//! - *let go on*: a container that goes on does not stand still while its images are written to the disk.
 //! - the images are complete when they are renamed into place: that is the commit.
 //!
-//! Invariants: before the commit, the application goes on as it was, paused if it was paused. CRIU itself puts the
+//! Invariants: when a dump fails, the application goes on as it was, paused if it was paused; only when CRIU has ended it, as
+//! a dump with exit has it do, and the commit fails, its images stay where the error says. CRIU itself puts the
 //! cgroup back to frozen when it found it so; thawing is ours.
 
+mod commit;
 mod error;
 mod steps;
 
@@ -103,12 +106,18 @@ struct Dumping<'j> {
     work: PathBuf,
     /// The image directory was made by us.
     made_image_path: bool,
+    /// CRIU came to its end; a container that was to end has.
+    saved: bool,
+    /// Where the only copy of a container that has ended is kept, of a dump that failed.
+    kept: Option<PathBuf>,
     /// We froze the container; a client had not.
     froze: bool,
     /// It holds TCP connections.
     connected: bool,
     /// CRIU locks the network for them.
     locks: bool,
+    /// CRIU failed, said so, and took back what it had done.
+    criu_ended_itself: bool,
     /// Host pids of tasks that are stopped again before the thaw.
     woken: Vec<i32>,
     environment: Vec<(OsString, OsString)>,
@@ -117,7 +126,7 @@ struct Dumping<'j> {
 }
 
 /// Up to the commit: a failure takes everything back.
-fn before_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 9] {
+fn before_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 10] {
     [
         Phase {
             name: "find criu",
@@ -160,6 +169,11 @@ fn before_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 9] {
             undo: None,
         },
         Phase {
+            name: "let go on",
+            act: |dump| Box::pin(dump.let_go_on()),
+            undo: None,
+        },
+        Phase {
             name: "commit",
             act: |dump| Box::pin(async { dump.commit() }),
             undo: None,
@@ -193,7 +207,8 @@ fn after_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 4] {
     ]
 }
 
-/// Dumps a container. On failure it goes on as before and the image directory is as it was.
+/// Dumps a container. On failure it goes on as before and the image directory is as it was, unless the container had been
+/// ended when the commit failed: its images are kept, and named.
 ///
 /// # Errors
 /// [`DumpError`] with the phase, the cause, and whatever could not be taken back.
@@ -218,6 +233,6 @@ pub async fn dump(job: &DumpJob) -> Result<Dumped, DumpError> {
                 timings: completed.timings,
             })
         }
-        Err(failed) => Err(DumpError::new(job, failed)),
+        Err(failed) => Err(DumpError::new(job, failed, dumping.kept)),
     }
 }

@@ -6,7 +6,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use oci_bundles::mounts;
@@ -15,6 +15,12 @@ use crate::error::chain;
 
 /// How every temporary directory begins that CRIU makes: `.criu.cgyard.XXXXXX`, `.criu.mntns.XXXXXX`.
 const CRIU_PREFIX: &str = ".criu.";
+
+/// The last line of CRIU's log of a dump that failed.
+const LAST_WORD: &str = "Dumping FAILED.";
+
+/// As much of the end of a log as holds its last lines, in bytes.
+const LOG_END: u64 = 1024;
 
 /// The directory of a container whose client named none. Bundles are on a tmpfs, where 10 MiB of log cost little.
 pub fn dir(bundle: &Path) -> PathBuf {
@@ -88,6 +94,19 @@ pub fn unmount_in_foreign(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether the log of a dump ends with CRIU's own word that it failed: it has put back by then what it had changed.
+pub fn has_failed(dir: &Path) -> bool {
+    let read_end = || {
+        let mut log = fs::File::open(dir.join("dump.log"))?;
+        let length = log.metadata()?.len();
+        let _ = log.seek(SeekFrom::Start(length.saturating_sub(LOG_END)))?;
+        let mut end = Vec::new();
+        let _ = log.take(LOG_END).read_to_end(&mut end)?;
+        Ok::<_, io::Error>(end)
+    };
+    read_end().is_ok_and(|end| String::from_utf8_lossy(&end).contains(LAST_WORD))
+}
+
 fn is_crius(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(CRIU_PREFIX.as_bytes())
 }
@@ -125,6 +144,20 @@ mod tests {
         remove(&dir).expect("remove");
         remove(&dir).expect("remove what is gone");
         remove_after_kill(&dir, true).expect("remove what is gone");
+    }
+
+    #[test]
+    fn a_criu_that_failed_by_itself_has_the_last_word() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        assert!(!has_failed(dir.path()), "no log");
+        let log = "x".repeat(3000);
+        for (end, expected) in [
+            ("Error (criu/cr-dump.c:2128): Dumping FAILED.\n", true),
+            ("Locked\n", false),
+        ] {
+            fs::write(dir.path().join("dump.log"), format!("{log}\n{end}")).expect("write");
+            assert_eq!(has_failed(dir.path()), expected, "{end}");
+        }
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct DumpError {
     pub unwinding: Vec<(&'static str, DumpCause)>,
     /// Whether the init is still alive.
     pub alive: bool,
+    /// Where the images of a container are that has ended, complete as far as CRIU came.
+    pub kept: Option<PathBuf>,
 }
 
 /// Why a phase failed.
@@ -94,7 +96,7 @@ fn named(log: &Path) -> String {
 }
 
 impl DumpError {
-    pub(super) fn new(job: &DumpJob, failed: Failed<DumpCause>) -> Self {
+    pub(super) fn new(job: &DumpJob, failed: Failed<DumpCause>, kept: Option<PathBuf>) -> Self {
         Self {
             id: job.id.clone(),
             phase: failed.phase,
@@ -104,6 +106,7 @@ impl DumpError {
                 .join(job.init_pid.to_string())
                 .join("root")
                 .exists(),
+            kept,
         }
     }
 }
@@ -123,7 +126,15 @@ impl fmt::Display for DumpError {
         f.write_str(match self.alive {
             true => "; the container goes on",
             false => "; the container has ended",
-        })
+        })?;
+        match &self.kept {
+            Some(images) => write!(
+                f,
+                "; its images, the only copy of it, are kept in {}",
+                images.display()
+            ),
+            None => Ok(()),
+        }
     }
 }
 

@@ -10,11 +10,11 @@ use config::{NetworkLock, Tcp};
 use nix::sys::signal::Signal;
 use tokio::time::sleep;
 
-use super::{DumpCause, DumpJob, Dumping};
+use super::{DumpCause, DumpJob, Dumping, commit};
 use crate::cgroup::CgroupError;
 use crate::criu::conf::{self, Options, Request};
 use crate::criu::logs::Keeper;
-use crate::criu::manifest::{self, Manifest};
+use crate::criu::manifest::Manifest;
 use crate::criu::telling;
 use crate::criu::{Criu, connections, culprits, images, lock, proc, stray, work};
 use crate::runc::{Call, RuncError};
@@ -31,6 +31,10 @@ const PROGRAM_START_TIME: Duration = Duration::from_millis(1);
 /// A container that starts programs without a pause is in a vfork at half of all times; a second of tries finds the
 /// other half.
 const PROGRAM_START_ATTEMPTS: u32 = 200;
+
+/// How often a paused container is looked at; nothing of it moves, so that a second look differs at most for a process that
+/// was still on its way to the freezer.
+const PAUSED_LOOKS: u32 = 5;
 
 /// What a dump of nothing may take on the slowest host that was seen (software emulation), with room.
 const DEADLINE_MIN: Duration = Duration::from_secs(60);
@@ -62,9 +66,12 @@ impl<'j> Dumping<'j> {
             staging,
             work,
             made_image_path: false,
+            saved: false,
+            kept: None,
             froze: false,
             connected: false,
             locks: false,
+            criu_ended_itself: false,
             woken: Vec::new(),
             environment: Vec::new(),
             deadline: job.settings.timeout,
@@ -83,6 +90,7 @@ impl<'j> Dumping<'j> {
         let images = &self.job.options.image_path;
         self.made_image_path = !images.exists();
         fs::create_dir_all(images).map_err(DumpCause::files("make", images))?;
+        commit::check_target(images)?;
         if self.staged() {
             remove_tree(&self.staging)?;
             fs::create_dir(&self.staging).map_err(DumpCause::files("make", &self.staging))?;
@@ -93,6 +101,13 @@ impl<'j> Dumping<'j> {
     pub(super) fn remove_directories(&mut self) -> Result<(), DumpCause> {
         let work = work::remove_after_kill(&self.work, self.owns_work())
             .map_err(DumpCause::files("remove what criu left in", &self.work));
+        if self.holds_only_copy() {
+            self.kept = Some(match self.staged() {
+                true => commit::keep(&self.staging, self.job.init_pid),
+                false => self.staging.clone(),
+            });
+            return work;
+        }
         if self.staged() {
             remove_tree(&self.staging)?;
         }
@@ -100,6 +115,11 @@ impl<'j> Dumping<'j> {
             remove_tree(&self.job.options.image_path)?;
         }
         work
+    }
+
+    /// Whether CRIU has ended the container as it was told to: its images are all that is left of the application.
+    fn holds_only_copy(&self) -> bool {
+        self.exits() && (self.saved || self.ended() && commit::is_written(&self.staging))
     }
 
     pub(super) async fn freeze(&mut self) -> Result<(), DumpCause> {
@@ -117,7 +137,11 @@ impl<'j> Dumping<'j> {
                 result => result?,
             }
         }
-        self.leave_program_starts().await
+        if self.froze {
+            self.leave_program_starts().await
+        } else {
+            self.refuse_program_starts().await
+        }
     }
 
     /// Lets a frozen container run on until no process of it is in the middle of starting a program.
@@ -128,11 +152,7 @@ impl<'j> Dumping<'j> {
     async fn leave_program_starts(&mut self) -> Result<(), DumpCause> {
         let cgroup = &self.job.cgroup;
         for attempt in 0..PROGRAM_START_ATTEMPTS {
-            if !self
-                .pids()
-                .into_iter()
-                .any(|pid| proc::is_vforking(pid) || proc::is_launching(pid))
-            {
+            if !self.is_starting_program() {
                 return Ok(());
             }
             tracing::debug!(
@@ -147,6 +167,27 @@ impl<'j> Dumping<'j> {
         // A child that does not execute for so long may be gone when CRIU gets there, and if not, CRIU says so.
         tracing::warn!(id = self.job.id, "a process does not come to its program");
         Ok(())
+    }
+
+    /// A client's pause is not lifted for it. What the processes wait for is theirs to tell, so one look is not enough.
+    async fn refuse_program_starts(&self) -> Result<(), DumpCause> {
+        for _ in 0..PAUSED_LOOKS {
+            if !self.is_starting_program() {
+                return Ok(());
+            }
+            sleep(PROGRAM_START_TIME).await;
+        }
+        Err(DumpCause::Refused(
+            "the container was paused while a process of it was in the middle of starting a program, which CRIU cannot save; \
+             resume it, pause it again and repeat the dump"
+                .to_owned(),
+        ))
+    }
+
+    fn is_starting_program(&self) -> bool {
+        self.pids()
+            .into_iter()
+            .any(|pid| proc::is_vforking(pid) || proc::is_launching(pid))
     }
 
     pub(super) fn look_at_connections(&mut self) -> Result<(), DumpCause> {
@@ -244,6 +285,10 @@ impl<'j> Dumping<'j> {
 
     pub(super) async fn save(&mut self) -> Result<(), DumpCause> {
         let job = self.job;
+        if self.staged() {
+            // Before the tasks may end: no lack of room can come between the images and what they need.
+            self.write_manifest()?;
+        }
         let mut args: Vec<&OsStr> = vec!["checkpoint".as_ref()];
         args.extend::<[&OsStr; 4]>([
             "--image-path".as_ref(),
@@ -280,8 +325,17 @@ impl<'j> Dumping<'j> {
             deadline: self.deadline,
             ..Call::default()
         };
-        let result = job.runc.run(&args, call).await;
-        result.map_err(|error| self.explain(&error))
+        match job.runc.run(&args, call).await {
+            Ok(_) => {
+                self.saved = true;
+                Ok(())
+            }
+            Err(error) => {
+                self.criu_ended_itself =
+                    !matches!(error, RuncError::TimedOut { .. }) && work::has_failed(&self.work);
+                Err(self.explain(&error))
+            }
+        }
     }
 
     /// What a failed `runc checkpoint` means, with the log kept.
@@ -308,7 +362,10 @@ impl<'j> Dumping<'j> {
     /// Makes sure that neither a CRIU nor its network lock outlives a failed save.
     pub(super) async fn end_criu(&mut self) -> Result<(), DumpCause> {
         let pids = self.pids();
-        if stray::is_any(&pids) {
+        let held = stray::is_any(&pids);
+        if held {
+            // Before they may run: they were stopped, and go on only when somebody continues them.
+            self.stop_woken()?;
             // Under cgroup v1 a CRIU can be stuck in the kernel until the task it attaches to may run again.
             if let Err(error) = self.job.cgroup.thaw(FREEZE_DEADLINE).await {
                 tracing::warn!(id = self.job.id, %error, "failed to thaw a container that CRIU holds");
@@ -317,8 +374,8 @@ impl<'j> Dumping<'j> {
                 return Err(DumpCause::CriuStays);
             }
         }
-        // Whoever killed CRIU: one that failed by itself has taken both back, and there is nothing to do.
-        if self.locks {
+        // Whoever killed CRIU: one that failed by itself has taken both back, and a lock there may be another's.
+        if self.locks && !self.saved && (held || !self.criu_ended_itself) {
             let repaired = lock::end_repair(&pids);
             let unlocked = lock::remove(&self.job.runc.reaper, self.job.init_pid).await;
             tracing::debug!(
@@ -336,23 +393,34 @@ impl<'j> Dumping<'j> {
         Ok(())
     }
 
+    /// Lets the container go on before its images are written out, which takes as long as the disk does. What fails here is
+    /// tried again, and told, after the commit.
+    pub(super) async fn let_go_on(&mut self) -> Result<(), DumpCause> {
+        if !self.exits() {
+            self.stop_woken()?;
+            match self.put_back().await {
+                // Whoever freezes it from now on is not us.
+                Ok(()) => self.froze = false,
+                Err(error) => {
+                    tracing::debug!(id = self.job.id, %error, "the container stands until after the commit");
+                }
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn commit(&mut self) -> Result<(), DumpCause> {
-        let images = &self.job.options.image_path;
+        if self.staged() {
+            commit::into_place(&self.staging, &self.job.options.image_path)
+        } else {
+            self.write_manifest()
+        }
+    }
+
+    fn write_manifest(&self) -> Result<(), DumpCause> {
         self.manifest
             .write(&self.staging)
-            .map_err(DumpCause::files("write the manifest in", &self.staging))?;
-        if !self.staged() {
-            return Ok(());
-        }
-        for old in entries(images)?.iter().filter(|name| is_image(name)) {
-            let old = images.join(old);
-            fs::remove_file(&old).map_err(DumpCause::files("remove", &old))?;
-        }
-        for name in entries(&self.staging)? {
-            let from = self.staging.join(&name);
-            fs::rename(&from, images.join(&name)).map_err(DumpCause::files("move into place", &from))?;
-        }
-        fs::remove_dir(&self.staging).map_err(DumpCause::files("remove", &self.staging))
+            .map_err(DumpCause::files("write the manifest in", &self.staging))
     }
 
     /// Brings the container back to running or paused, as it was.
@@ -423,17 +491,6 @@ impl<'j> Dumping<'j> {
     fn owns_work(&self) -> bool {
         self.job.options.work_path.is_empty()
     }
-}
-
-/// Whether a file was left by an earlier dump: only those are removed from a directory that may be the user's.
-fn is_image(name: &OsStr) -> bool {
-    let name = name.to_string_lossy();
-    name.ends_with(".img") || name == "descriptors.json" || name == manifest::NAME
-}
-
-fn entries(dir: &Path) -> Result<Vec<std::ffi::OsString>, DumpCause> {
-    let listed = fs::read_dir(dir).and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect());
-    listed.map_err(DumpCause::files("list", dir))
 }
 
 fn remove_tree(dir: &Path) -> Result<(), DumpCause> {
