@@ -236,7 +236,7 @@ impl Owner {
         if all && exec.is_none() {
             return self.kill_all(signal);
         }
-        let frozen = matches!(self.init.status, Status::Paused | Status::Pausing);
+        let frozen = self.is_frozen();
         let process = self.process(exec)?;
         if exec.is_some() {
             check_exec(process.status, Act::Kill)?;
@@ -269,10 +269,15 @@ impl Owner {
                 Err(errno) => return Err(Error::Internal(format!("signal process {pid}: {errno}"))),
             }
         }
-        if signal == SIGKILL && matches!(self.init.status, Status::Paused | Status::Pausing) {
+        if signal == SIGKILL && self.is_frozen() {
             self.thaw_to_die();
         }
         Ok(())
+    }
+
+    /// By a client's pause, or by a dump that may be stuck.
+    fn is_frozen(&self) -> bool {
+        self.init.status == Status::Pausing || self.facts.cgroup().is_ok_and(crate::cgroup::Cgroup::is_frozen)
     }
 
     /// Under cgroup v1 a frozen task does not even die of SIGKILL, so the cgroup is let go.

@@ -14,6 +14,7 @@ use super::acts::announce;
 use super::execs::{ATTACH_DEADLINE, read_pid};
 use super::{Container, Facts, queue};
 use crate::cgroup::{Cgroup, moves};
+use crate::delete::leftover::Leftover;
 use crate::error::{Error, Result, chain, internal};
 use crate::events::EventSink;
 use crate::options::Options;
@@ -137,7 +138,10 @@ impl Facts {
             has_hooks: spec.hooks.any(),
             reaper: Arc::clone(&around.reaper),
         };
+        let state = runc.root.join(&request.id);
         Self {
+            mounts_rootfs: !request.rootfs.is_empty(),
+            cgroup_is_new: Leftover::find(&state, &spec.linux.cgroups_path).is_nothing(),
             namespace: request.namespace.clone(),
             id: request.id.clone(),
             bundle: request.bundle.clone(),
@@ -331,8 +335,29 @@ async fn here(facts: &Facts, prepared: Prepared, pid: i32, restored: Option<Rest
 /// Takes back whatever a failed create has left. The client gets the first cause; what fails here goes into the log.
 pub(super) async fn clean(facts: &Facts) {
     delete_state(facts).await;
-    if let Err(error) = unmount_rootfs(&facts.bundle) {
+    remove_cgroup(facts).await;
+    if facts.mounts_rootfs
+        && let Err(error) = unmount_rootfs(&facts.bundle)
+    {
         tracing::warn!(id = facts.id, %error, "cannot unmount what a failed create left");
+    }
+}
+
+/// A runc that was killed leaves the cgroups it had made, and its init in them, and no state to find them by.
+async fn remove_cgroup(facts: &Facts) {
+    if !facts.cgroup_is_new {
+        return;
+    }
+    let (state, path) = (facts.state_dir(), facts.spec.linux.cgroups_path.clone());
+    let remove = move || Leftover::find(&state, &path).remove();
+    match tokio::task::spawn_blocking(remove).await {
+        Ok(complaints) if complaints.is_empty() => {}
+        Ok(complaints) => tracing::warn!(
+            id = facts.id,
+            complaints = complaints.join("; "),
+            "a failed create left a cgroup"
+        ),
+        Err(error) => tracing::warn!(id = facts.id, %error, "a failed create may have left a cgroup"),
     }
 }
 

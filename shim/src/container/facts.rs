@@ -29,6 +29,10 @@ pub struct Facts {
     pub spec: SpecView,
     /// What `cedana.*` annotations and the configuration say.
     pub settings: config::Settings,
+    /// Its root file system was mounted by us, and not there before.
+    pub mounts_rootfs: bool,
+    /// There was no cgroup of its path before: whatever is found there after a failed create is ours to remove.
+    pub cgroup_is_new: bool,
     /// Its cgroup, known once its init exists.
     pub cgroup: OnceLock<Cgroup>,
     /// Who takes exits.

@@ -42,6 +42,11 @@ impl Leftover {
         Self { directories }
     }
 
+    /// Whether there is no such cgroup at all.
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.directories.is_empty()
+    }
+
     /// All processes in it.
     pub(crate) fn members(&self) -> Vec<i32> {
         let mut pids = Vec::new();

@@ -49,7 +49,7 @@ impl OutputTarget {
             }
             let appending = OpenOptions::new()
                 .append(true)
-                .custom_flags(libc::O_NOCTTY)
+                .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
                 .open(path);
             appending.map(Self::File)
         };
@@ -61,6 +61,10 @@ impl OutputTarget {
 
     /// Opens a file to append to; makes it and the directories above it if they are missing.
     pub fn create(path: &Path) -> Result<Self, StdioError> {
+        // Opening a fifo would wait for its reader, and with it everything else.
+        if fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo()) {
+            return Self::open(path);
+        }
         let create = || {
             if let Some(parent) = path.parent() {
                 DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
@@ -69,6 +73,7 @@ impl OutputTarget {
                 .append(true)
                 .create(true)
                 .mode(0o644)
+                .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
                 .open(path)
         };
         let file = create().map_err(|source| StdioError::Open {
