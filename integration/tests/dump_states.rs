@@ -1,12 +1,13 @@
 //! Dumps of containers that are in a state in which CRIU by itself would hang, fail or lose something.
 
-use std::fs::{read_dir, read_to_string};
+use std::fs::{create_dir_all, read_dir, read_to_string, write};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration::by_ctr::Talker;
 use integration::engine::run;
 use integration::host::Host;
+use integration::messages as msg;
 use integration::need;
 use integration::spoken::Spoken;
 use integration::stdio::eventually;
@@ -78,7 +79,10 @@ fn stopped_process_is_dumped_and_stays_stopped() -> Result<()> {
         state(child).is_ok_and(|state| state == 'T')
     })?;
     talker.checkpoint("kept")?;
-    assert_eq!(state(child)?, 'T', "the dump let it go");
+    // The stop is sent before it may run; that it has come there may be a moment later.
+    eventually("the dumped child to be stopped", SIGNAL_DEADLINE, || {
+        state(child).is_ok_and(|state| state == 'T')
+    })?;
     kill(Pid::from_raw(child), Signal::SIGCONT)?;
     assert_eq!(talker.check()?, 1);
     talker.remove()?;
@@ -178,6 +182,61 @@ fn killed_criu_leaves_no_lock_on_the_network() -> Result<()> {
         Ok(())
     })?;
     assert!(!rules()?.contains("CRIU"), "{}", rules()?);
+    assert_eq!(talker.check()?, 1);
+    talker.remove()
+}
+
+#[test]
+fn files_beside_the_images_stay_and_those_of_an_older_dump_go() -> Result<()> {
+    need!(OurShim, "containerd's own shim removes nothing of an older dump");
+    need!(Criu, "dumps");
+    need!(
+        CheckpointAgain,
+        "containerd 1.7 refuses a second dump, whose spec it has"
+    );
+    let host = host()?;
+    let talker = Talker::run(&host, "c", WORKLOAD, &["memory", "1"], &[])?;
+    let images = host.dir().join("images");
+    let options = msg::CheckpointOptions {
+        image_path: images.display().to_string(),
+        ..Default::default()
+    };
+    let dump = || host.api().checkpoint("c", Some(&options));
+    create_dir_all(&images)?;
+    write(images.join("disk.img"), "the user's")?;
+    write(images.join("core-99999.img"), "no inventory: whose is it?")?;
+    let _first = dump()?;
+    ensure!(
+        images.join("core-99999.img").exists(),
+        "removed where no dump was"
+    );
+    let _second = dump()?;
+    ensure!(!images.join("core-99999.img").exists(), "left of an older dump");
+    assert_eq!(read_to_string(images.join("disk.img"))?, "the user's");
+    ensure!(images.join("cedana.json").exists() && !images.join(".cedana-partial").exists());
+    talker.remove()
+}
+
+#[test]
+fn name_that_is_taken_is_refused_before_anything_ends() -> Result<()> {
+    need!(
+        OurShim,
+        "containerd's own shim finds out when the container has ended"
+    );
+    need!(Criu, "dumps");
+    need!(CheckpointOptions, "says what it wants by ctr");
+    let host = host()?;
+    let mut talker = Talker::run(&host, "c", WORKLOAD, &["memory", "1"], &[])?;
+    let images = host.dir().join("images");
+    create_dir_all(images.join("pstree.img"))?;
+    let path = images.display().to_string();
+    let said = host.ctr(&["tasks", "checkpoint", "--exit", "--image-path", &path, "c"])?;
+    ensure!(said.code != 0, "the dump succeeded");
+    ensure!(
+        said.stderr.contains("pstree.img is a directory"),
+        "{}",
+        said.stderr
+    );
     assert_eq!(talker.check()?, 1);
     talker.remove()
 }
