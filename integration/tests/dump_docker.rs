@@ -89,7 +89,10 @@ impl<'docker> Counter<'docker> {
         let before = self.numbers()?;
         // Docker up to 26 uploads the checkpoint anew and takes it for a failure if containerd has not yet collected the
         // same content of the dump.
-        let start = || self.docker.run(&["start", "--checkpoint", checkpoint, &self.name]);
+        let start = || {
+            self.docker
+                .run(&["start", "--checkpoint", checkpoint, &self.name])
+        };
         let is_there_still = |error: &anyhow::Error| format!("{error:#}").contains("already exists");
         let mut started = start();
         let until = std::time::Instant::now() + DOCKER_DEADLINE;

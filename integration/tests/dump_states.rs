@@ -3,7 +3,7 @@
 use std::fs::{create_dir_all, read_dir, read_to_string, write};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use integration::by_ctr::Talker;
 use integration::engine::run;
 use integration::host::Host;
@@ -152,17 +152,31 @@ fn loopback_of_a_restored_container_is_up() -> Result<()> {
     talker.remove()
 }
 
+/// How often CRIU may be killed in the very millisecond in which it puts its code into a task: the task then meets that code
+/// without CRIU and ends by SIGTRAP, which nobody can undo (one of eight kills right after the lock).
+const INJECTION_ATTEMPTS: u32 = 6;
+
 #[test]
 fn killed_criu_leaves_no_lock_on_the_network() -> Result<()> {
     need!(OurShim, "CRIU does not unlock when it is killed");
     need!(Criu, "dumps");
     need!(CriuSockets, "the workload connects");
+    for _ in 0..INJECTION_ATTEMPTS {
+        if survives_a_killed_criu()? {
+            return Ok(());
+        }
+    }
+    bail!("the container ended with its CRIU {INJECTION_ATTEMPTS} times")
+}
+
+/// Kills CRIU when the network is locked. False if it took the container with it.
+fn survives_a_killed_criu() -> Result<bool> {
     let host = host()?;
     let mut talker = Talker::run(&host, "c", WORKLOAD, &["hold", "connection"], &SAVE_CONNECTIONS)?;
     let pid = talker.pid()?.to_string();
     let rules = || run("nsenter", &["-t", &pid, "-n", "iptables", "-S"]).map(|said| said.stdout);
     let init = talker.pid()?;
-    std::thread::scope(|scope| -> Result<()> {
+    let said = std::thread::scope(|scope| -> Result<_> {
         let dump = scope.spawn(|| host.ctr(&["tasks", "checkpoint", "c"]));
         eventually("the network to be locked", SIGNAL_DEADLINE, || {
             dump.is_finished() || rules().is_ok_and(|rules| rules.contains("CRIU"))
@@ -179,11 +193,17 @@ fn killed_criu_leaves_no_lock_on_the_network() -> Result<()> {
             "the dump was over before the network was seen locked"
         );
         ensure!(said.code != 0, "a dump without CRIU succeeded");
-        Ok(())
+        Ok(said)
     })?;
+    if said.stderr.contains("the container has ended") {
+        let _ = talker.remove();
+        return Ok(false);
+    }
     assert!(!rules()?.contains("CRIU"), "{}", rules()?);
-    assert_eq!(talker.check()?, 1);
-    talker.remove()
+    // It may end a moment after the dump has told that it goes on.
+    let survived = talker.check().is_ok_and(|checked| checked == 1);
+    let _ = talker.remove();
+    Ok(survived)
 }
 
 #[test]
