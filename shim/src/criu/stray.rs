@@ -1,9 +1,10 @@
 //! A CRIU whose runc is gone.
 //!
 //! Killing runc does not stop the CRIU it started: the tasks stay seized and the application stands still. Killing CRIU
-//! itself in the middle of a dump is safe: the code it put into each task sees its socket close, gives the registers
-//! back, and the task goes on (tried with CRIU 4.1 and 4.2, TERM and KILL). It is found in two ways: it traces the
-//! tasks, and as an orphan it has become our child.
+//! itself in the middle of a dump is nearly always safe: the code it put into each task sees its socket close, gives the
+//! registers back, and the task goes on (tried with CRIU 4.1 and 4.2, TERM and KILL). Only in the millisecond of the putting
+//! does a task end by SIGTRAP (one of eight kills aimed at it), so CRIU is never killed while it may still end by itself.
+//! It is found in two ways: it traces the tasks, and as an orphan it has become our child.
 
 use std::fs;
 use std::time::Duration;
