@@ -15,7 +15,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::shim::oci;
-use oci_bundles::spec::{IdMapping, SpecView};
+use oci_bundles::spec::{SpecView, host_id};
 use protobuf::{CodedInputStream, Message};
 use serde::{Deserialize, Serialize};
 
@@ -287,18 +287,6 @@ pub fn is_systemd_path(cgroups_path: &str) -> bool {
     let mut parts = cgroups_path.split(':');
     matches!((parts.next(), parts.next(), parts.next(), parts.next()), (Some(slice), Some(_), Some(name), None)
         if !slice.contains('/') && !name.is_empty())
-}
-
-/// The host's id for `id` of the container; none without a mapping for it.
-fn host_id(mappings: &[IdMapping], id: u32) -> Option<u32> {
-    mappings.iter().find_map(|range| {
-        let offset = id.checked_sub(range.container_id)?;
-        if offset < range.size {
-            range.host_id.checked_add(offset)
-        } else {
-            None
-        }
-    })
 }
 
 /// The text of a small file; none if there is no such file.

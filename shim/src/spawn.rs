@@ -149,15 +149,6 @@ pub fn inherited_listener(fd: RawFd) -> io::Result<UnixListener> {
     }
 }
 
-/// Gives memory that was freed back to the kernel; worth it after an operation that needed much more than the rest.
-pub fn trim_memory() {
-    // SAFETY: malloc_trim takes glibc's own locks and has no other precondition.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        let _ = libc::malloc_trim(0);
-    }
-}
-
 /// Opens the number `target` with a copy of `source` if it is free; None if something is there already.
 fn occupy(source: &OwnedFd, target: RawFd) -> Option<OwnedFd> {
     duplicate_from(source, target)

@@ -14,6 +14,7 @@ use super::acts::announce;
 use super::execs::{ATTACH_DEADLINE, read_pid};
 use super::{Container, Facts, queue};
 use crate::cgroup::{Cgroup, moves};
+use crate::criu::conf;
 use crate::delete::leftover::Leftover;
 use crate::error::{Error, Result, chain, internal};
 use crate::events::EventSink;
@@ -23,8 +24,6 @@ use crate::restore::{self, RestoreAt, RestoreJob, Restored};
 use crate::runc::{Call, Runc};
 use crate::stdio::{self, Prepared, StdioRequest, Streams};
 
-/// The annotation by which runc passes a configuration file to CRIU; read from the spec at `runc create`, for good.
-const CRIU_CONFIG_ANNOTATION: &str = "org.criu.config";
 /// How long cleaning up after a failed create may take.
 const UNDO_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -208,11 +207,11 @@ fn settings(spec: &SpecView) -> Result<Settings> {
 /// runc takes CRIU's configuration file from the spec the container was created with, so the annotation has to be in
 /// it now; the file is written before each operation. Somebody else's annotation is left alone.
 fn give_criu_a_config(facts: &Facts) -> Result<()> {
-    if facts.spec.annotation(CRIU_CONFIG_ANNOTATION).is_some() {
+    if facts.spec.annotation(conf::ANNOTATION).is_some() {
         return Ok(());
     }
-    let path = crate::criu::conf_path(&facts.bundle).display().to_string();
-    spec::inject_annotations(&facts.bundle, &[(CRIU_CONFIG_ANNOTATION, &path)])
+    let path = conf::path(&facts.bundle).display().to_string();
+    spec::inject_annotations(&facts.bundle, &[(conf::ANNOTATION, &path)])
         .map_err(internal("add CRIU's configuration to config.json"))
 }
 

@@ -1,4 +1,4 @@
-use oci_bundles::spec::{LinuxView, ProcessView, UserView};
+use oci_bundles::spec::{IdMapping, LinuxView, ProcessView, UserView};
 
 use super::*;
 
