@@ -1,0 +1,2 @@
+//! `cedana`.
+fn main() {}

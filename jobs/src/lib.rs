@@ -1,0 +1,22 @@
+//! The registry of jobs: which containers of this machine can be saved, and what was saved of them.
+//!
+//! ```text
+//!  shim: publishes a record, one small file a container        cedana: takes the files in, and keeps what they forget
+//!        jobs.d/NAMESPACE@ID@xxxxxxxx.json  -----------------> jobs.db (SQLite, WAL)
+//!        (write, rename: no lock, no fsync)                     |
+//!        ^                                                      v
+//!        +------- pending restores: jobs.d/restore/… <------- ps | dump | restore | …
+//!                      ttrpc, wire: dump, restore, freeze …
+//! ```
+//!
+//! Shims write files and not the database because a shim is a tax on every container: the library and its page cache would cost
+//! each of them memory, and a lock held by anybody would be one a container waits for.
+//!
+//! Invariants:
+//! - it is an index, never the truth: a lost, locked, full or damaged registry costs a warning, never a container;
+//! - liveness is asked of the process (pid and start time, and the boot it belongs to), never of the registry;
+//! - records carry no secret: no environment, no arguments, no credential;
+//! - whoever meets a record or database of a newer schema leaves it as it is.
+
+pub mod record;
+pub mod wire;
