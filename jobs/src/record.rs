@@ -99,6 +99,24 @@ pub struct Checkpoint {
     pub left_running: bool,
 }
 
+/// What a checkpoint says of where it comes from: the field `origin` of its `cedana.json`. By it the registry can be made again
+/// from the checkpoints on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Of which job.
+    pub key: Key,
+    /// What the annotation `cedana.job` called it.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// The checkpoint's own id.
+    pub checkpoint: String,
+    /// When it was made, in milliseconds since 1970.
+    pub at: u64,
+    /// The container went on after it.
+    #[serde(default)]
+    pub left_running: bool,
+}
+
 /// The last thing done to a job.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
