@@ -17,24 +17,32 @@ const UP_DEADLINE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Daemon {
     dir: PathBuf,
-    path: Option<String>,
+    variables: Vec<(String, String)>,
     process: Child,
 }
 
 impl Daemon {
     /// Starts a containerd whose files are all in `dir`, and waits until it answers.
     pub fn start(dir: &Path) -> Result<Self> {
-        Self::start_with_path(dir, None)
+        Self::start_with(dir, &[])
     }
 
-    /// The same with another `PATH`, where containerd looks for shims.
-    pub fn start_with_path(dir: &Path, path: Option<String>) -> Result<Self> {
+    /// The same with variables, which its shims have as well; `PATH` is where it looks for them.
+    pub fn start_with(dir: &Path, variables: &[(&str, &str)]) -> Result<Self> {
         let dir = dir.join("containerd");
         fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         let config = dir.join("config.toml");
         fs::write(&config, settings(&dir)).with_context(|| format!("write {}", config.display()))?;
-        let process = spawn(&dir, path.as_deref())?;
-        let daemon = Self { dir, path, process };
+        let variables: Vec<(String, String)> = variables
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        let process = spawn(&dir, &variables)?;
+        let daemon = Self {
+            dir,
+            variables,
+            process,
+        };
         daemon.wait_until_up()?;
         Ok(daemon)
     }
@@ -68,7 +76,7 @@ impl Daemon {
 
     /// Starts it again after `kill`, and waits until it answers.
     pub fn restart(&mut self) -> Result<()> {
-        self.process = spawn(&self.dir, self.path.as_deref())?;
+        self.process = spawn(&self.dir, &self.variables)?;
         self.wait_until_up()
     }
 
@@ -97,7 +105,7 @@ impl Drop for Daemon {
     }
 }
 
-fn spawn(dir: &Path, path: Option<&str>) -> Result<Child> {
+fn spawn(dir: &Path, variables: &[(String, String)]) -> Result<Child> {
     let log = fs::File::options()
         .create(true)
         .append(true)
@@ -108,10 +116,8 @@ fn spawn(dir: &Path, path: Option<&str>) -> Result<Child> {
         .arg("--config")
         .arg(dir.join("config.toml"))
         .stdin(Stdio::null())
-        .stdout(Stdio::null());
-    if let Some(path) = path {
-        let _command = command.env("PATH", path);
-    }
+        .stdout(Stdio::null())
+        .envs(variables.iter().cloned());
     command.stderr(log).spawn().context("start containerd")
 }
 

@@ -58,7 +58,7 @@ impl Docker {
         fs::create_dir_all(&bin).context("make a directory for the shim")?;
         symlink(OUR_SHIM, bin.join("containerd-shim-runc-v2")).context("put the shim on the path")?;
         let path = format!("{}:{SYSTEM_PATH}", bin.display());
-        let containerd = Daemon::start_with_path(dir.path(), Some(path))?;
+        let containerd = Daemon::start_with(dir.path(), &[("PATH", &path)])?;
         let address = format!("unix://{}/docker.sock", dir.path().display());
         let dockerd = start_dockerd(dir.path(), &address, &containerd.address())?;
         let docker = Self {

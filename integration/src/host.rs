@@ -77,8 +77,13 @@ impl Host {
 
     /// A containerd of the test's own, which it may kill and start again.
     pub fn with_own_containerd() -> Result<Self> {
+        Self::with_own_containerd_and(&[])
+    }
+
+    /// The same, with variables for it and for its shims.
+    pub fn with_own_containerd_and(variables: &[(&str, &str)]) -> Result<Self> {
         let dir = scratch()?;
-        let daemon = Daemon::start(dir.path())?;
+        let daemon = Daemon::start_with(dir.path(), variables)?;
         let places = Places {
             state: daemon.state(),
             root: daemon.root(),
@@ -106,6 +111,11 @@ impl Host {
         self.daemon
             .as_mut()
             .context("use a containerd of its own: the test has none")
+    }
+
+    /// The socket of its containerd.
+    pub fn address(&self) -> &Path {
+        &self.inner.address
     }
 
     /// The connection, speaking for the test's namespace.

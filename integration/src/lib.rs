@@ -5,6 +5,9 @@ pub mod testbed;
 
 // The harness of the black-box tests, from what it runs to what it proves.
 pub mod by_ctr;
+pub mod cedana;
+pub mod cedana_counter;
+pub mod cedana_records;
 pub mod container;
 pub mod daemon;
 pub mod docker;

@@ -205,7 +205,7 @@ impl Engines {
         std::fs::create_dir_all(&shims)?;
         std::os::unix::fs::symlink(OUR_SHIM, shims.join("containerd-shim-runc-v2"))?;
         let path = format!("{}:{}", shims.display(), std::env::var("PATH")?);
-        let containerd = Daemon::start_with_path(dir, Some(path))?;
+        let containerd = Daemon::start_with(dir, &[("PATH", &path)])?;
         let socket = dir.join("docker.sock");
         let mut dockerd = start_dockerd(dir, &containerd.address(), &socket)?;
         let docker = Docker {

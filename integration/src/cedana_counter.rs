@@ -1,0 +1,166 @@
+//! A container that counts into a file: what it wrote tells whether a restore went on, began anew, or did nothing.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::host::{Host, IMAGE};
+use crate::messages::Status;
+use crate::stdio::eventually;
+
+/// A dump interrupts the `sleep`, which fails then: the loop must not depend on it.
+pub const COUNTER: &str = "n=0; while :; do n=$((n+1)); echo $n; sleep 0.05; done";
+
+/// It counts twenty times a second; two busy cores, or an emulated one, take longer.
+const COUNTS_WITHIN: Duration = Duration::from_secs(30);
+
+/// A container of plain `ctr run --detach`.
+#[derive(Debug)]
+pub struct Counter<'host> {
+    host: &'host Host,
+    id: String,
+    log: PathBuf,
+}
+
+/// How far a count was at some moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    bytes: usize,
+    last: u64,
+}
+
+impl<'host> Counter<'host> {
+    /// Runs one and waits until it counts. The host has the image.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn run(host: &'host Host, id: &str) -> Result<Self> {
+        Self::run_with(host, id, host.runtime(), &[])
+    }
+
+    /// The same under a runtime, and with more flags for `ctr run`.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn run_with(host: &'host Host, id: &str, runtime: &str, flags: &[&str]) -> Result<Self> {
+        let log = host.dir().join(format!("{id}.log"));
+        let uri = format!("file://{}", log.display());
+        let run = ["run", "--detach", "--runtime", runtime, "--log-uri", &uri];
+        let _said = host
+            .ctr(&[&run, flags, &[IMAGE, id, "sh", "-c", COUNTER]].concat())?
+            .ok()
+            .with_context(|| format!("run {id}"))?;
+        let counter = Self {
+            host,
+            id: id.to_owned(),
+            log,
+        };
+        let _first = counter.seen()?;
+        Ok(counter)
+    }
+
+    /// Its job's name among all jobs of the machine.
+    pub fn job(&self) -> String {
+        format!("{}/{}", self.host.namespace(), self.id)
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// How far it is, once it has counted at all.
+    ///
+    /// # Errors
+    /// It never does.
+    pub fn seen(&self) -> Result<Seen> {
+        eventually("a number", COUNTS_WITHIN, || !self.numbers(0).is_empty())?;
+        let (bytes, numbers) = (self.text().len(), self.numbers(0));
+        let last = *numbers.last().context("no number")?;
+        Ok(Seen { bytes, last })
+    }
+
+    /// It counts on now, from where it is.
+    ///
+    /// # Errors
+    /// It stands still, or counts from somewhere else.
+    pub fn goes_on(&self) -> Result<()> {
+        let now = self.seen()?;
+        self.continues(now, now)
+    }
+
+    /// What it writes after `ended` follows on something it wrote after `dumped`, the moment before its dump.
+    ///
+    /// # Errors
+    /// It writes nothing, or it counts from somewhere else.
+    pub fn continues(&self, dumped: Seen, ended: Seen) -> Result<()> {
+        let new = || self.numbers(ended.bytes);
+        eventually("it counts on", COUNTS_WITHIN, || new().len() >= 3)?;
+        let first = *new().first().context("no number")?;
+        ensure!(
+            (dumped.last..=ended.last + 1).contains(&first),
+            "{} was at {} before its dump and at {} at its end, and goes on with {first}",
+            self.id,
+            dumped.last,
+            ended.last
+        );
+        Ok(())
+    }
+
+    /// The task has ended.
+    ///
+    /// # Errors
+    /// It has not, or there is no task.
+    pub fn has_ended(&self) -> Result<()> {
+        let status = self.host.api().get(&self.id, "")?.status();
+        ensure!(status == Status::Stopped, "{} is {status:?}", self.id);
+        Ok(())
+    }
+
+    /// Kills the task and waits for its end; the task stays.
+    ///
+    /// # Errors
+    /// There is nothing to kill.
+    pub fn kill(&self) -> Result<()> {
+        let _said = self
+            .host
+            .ctr(&["tasks", "kill", "--signal", "KILL", &self.id])?
+            .ok()?;
+        let _exit = self.host.api().wait(&self.id, "")?;
+        Ok(())
+    }
+
+    /// Kills and deletes the task; the container stays.
+    ///
+    /// # Errors
+    /// There is nothing to kill.
+    pub fn kill_and_delete(&self) -> Result<()> {
+        self.kill()?;
+        let _status = self.host.api().delete(&self.id, "")?;
+        Ok(())
+    }
+
+    /// Pid of its init, in the books of containerd.
+    ///
+    /// # Errors
+    /// There is no task.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.host.api().get(&self.id, "")?.pid)
+    }
+
+    fn text(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// The whole lines from a place on. A line that a dump cut in two is of one number.
+    fn numbers(&self, from: usize) -> Vec<u64> {
+        let text = self.text();
+        let whole = text
+            .get(from..)
+            .and_then(|rest| rest.rsplit_once('\n'))
+            .map_or("", |(whole, _)| whole);
+        whole.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+}
