@@ -19,4 +19,11 @@
 //! - whoever meets a record or database of a newer schema leaves it as it is.
 
 pub mod record;
+
+pub mod file;
+pub mod liveness;
+pub mod pending;
+pub mod preflight;
+pub mod spool;
+
 pub mod wire;
