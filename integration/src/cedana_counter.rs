@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use crate::host::{Host, IMAGE};
 use crate::messages::Status;
 use crate::stdio::eventually;
+use crate::task_api::TaskApi;
 
 /// A dump interrupts the `sleep`, which fails then: the loop must not depend on it.
 pub const COUNTER: &str = "n=0; while :; do n=$((n+1)); echo $n; sleep 0.05; done";
@@ -16,10 +17,13 @@ pub const COUNTER: &str = "n=0; while :; do n=$((n+1)); echo $n; sleep 0.05; don
 /// It counts twenty times a second; two busy cores, or an emulated one, take longer.
 const COUNTS_WITHIN: Duration = Duration::from_secs(30);
 
+const KILL: u32 = 9;
+
 /// A container of plain `ctr run --detach`.
 #[derive(Debug)]
-pub struct Counter<'host> {
-    host: &'host Host,
+pub struct Counter {
+    api: TaskApi,
+    namespace: String,
     id: String,
     log: PathBuf,
 }
@@ -31,12 +35,12 @@ pub struct Seen {
     last: u64,
 }
 
-impl<'host> Counter<'host> {
+impl Counter {
     /// Runs one and waits until it counts. The host has the image.
     ///
     /// # Errors
     /// It does not run.
-    pub fn run(host: &'host Host, id: &str) -> Result<Self> {
+    pub fn run(host: &Host, id: &str) -> Result<Self> {
         Self::run_with(host, id, host.runtime(), &[])
     }
 
@@ -44,7 +48,7 @@ impl<'host> Counter<'host> {
     ///
     /// # Errors
     /// It does not run.
-    pub fn run_with(host: &'host Host, id: &str, runtime: &str, flags: &[&str]) -> Result<Self> {
+    pub fn run_with(host: &Host, id: &str, runtime: &str, flags: &[&str]) -> Result<Self> {
         let log = host.dir().join(format!("{id}.log"));
         let uri = format!("file://{}", log.display());
         let run = ["run", "--detach", "--runtime", runtime, "--log-uri", &uri];
@@ -53,7 +57,8 @@ impl<'host> Counter<'host> {
             .ok()
             .with_context(|| format!("run {id}"))?;
         let counter = Self {
-            host,
+            api: host.api().clone(),
+            namespace: host.namespace().to_owned(),
             id: id.to_owned(),
             log,
         };
@@ -63,7 +68,7 @@ impl<'host> Counter<'host> {
 
     /// Its job's name among all jobs of the machine.
     pub fn job(&self) -> String {
-        format!("{}/{}", self.host.namespace(), self.id)
+        format!("{}/{}", self.namespace, self.id)
     }
 
     /// Its id.
@@ -96,15 +101,23 @@ impl<'host> Counter<'host> {
     /// # Errors
     /// It writes nothing, or it counts from somewhere else.
     pub fn continues(&self, dumped: Seen, ended: Seen) -> Result<()> {
+        self.continues_between(dumped, ended, ended)
+    }
+
+    /// The same for a container that counted on after its dump: `after` is a moment after the dump.
+    ///
+    /// # Errors
+    /// It writes nothing, or it counts from somewhere else.
+    pub fn continues_between(&self, dumped: Seen, after: Seen, ended: Seen) -> Result<()> {
         let new = || self.numbers(ended.bytes);
         eventually("it counts on", COUNTS_WITHIN, || new().len() >= 3)?;
         let first = *new().first().context("no number")?;
         ensure!(
-            (dumped.last..=ended.last + 1).contains(&first),
-            "{} was at {} before its dump and at {} at its end, and goes on with {first}",
+            (dumped.last..=after.last + 1).contains(&first),
+            "{} was at {} before its dump and at {} after it, and goes on with {first}",
             self.id,
             dumped.last,
-            ended.last
+            after.last
         );
         Ok(())
     }
@@ -114,7 +127,7 @@ impl<'host> Counter<'host> {
     /// # Errors
     /// It has not, or there is no task.
     pub fn has_ended(&self) -> Result<()> {
-        let status = self.host.api().get(&self.id, "")?.status();
+        let status = self.api.get(&self.id, "")?.status();
         ensure!(status == Status::Stopped, "{} is {status:?}", self.id);
         Ok(())
     }
@@ -124,11 +137,8 @@ impl<'host> Counter<'host> {
     /// # Errors
     /// There is nothing to kill.
     pub fn kill(&self) -> Result<()> {
-        let _said = self
-            .host
-            .ctr(&["tasks", "kill", "--signal", "KILL", &self.id])?
-            .ok()?;
-        let _exit = self.host.api().wait(&self.id, "")?;
+        self.api.kill(&self.id, "", KILL, false)?;
+        let _exit = self.api.wait(&self.id, "")?;
         Ok(())
     }
 
@@ -138,7 +148,7 @@ impl<'host> Counter<'host> {
     /// There is nothing to kill.
     pub fn kill_and_delete(&self) -> Result<()> {
         self.kill()?;
-        let _status = self.host.api().delete(&self.id, "")?;
+        let _status = self.api.delete(&self.id, "")?;
         Ok(())
     }
 
@@ -147,7 +157,7 @@ impl<'host> Counter<'host> {
     /// # Errors
     /// There is no task.
     pub fn pid(&self) -> Result<u32> {
-        Ok(self.host.api().get(&self.id, "")?.pid)
+        Ok(self.api.get(&self.id, "")?.pid)
     }
 
     fn text(&self) -> String {

@@ -118,6 +118,15 @@ impl Host {
         &self.inner.address
     }
 
+    /// What a power cut does to the test's own containerd, as far as it can be had without one: all that runs is dead,
+    /// what was mounted is not, what lies in memory is gone. What is on disk stays. `daemon().restart()` is the boot.
+    pub fn power_off(&mut self) -> Result<()> {
+        self.daemon()?.kill()?;
+        let state = self.inner.places.state.clone();
+        self.inner.places.sweep();
+        fs::remove_dir_all(&state).with_context(|| format!("remove {}", state.display()))
+    }
+
     /// The connection, speaking for the test's namespace.
     pub fn api(&self) -> &TaskApi {
         &self.inner.api
