@@ -1,0 +1,339 @@
+//! `cedana run` and `cedana manage`: how a container becomes a job.
+#![expect(
+    unused_results,
+    reason = "a test acts through calls, and compares only the answers it is about"
+)]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use integration::cedana::{Cedana, code};
+use integration::cedana_counter::{COUNTER, Counter};
+use integration::host::{Host, IMAGE};
+use integration::messages::Status;
+use integration::need;
+use integration::stdio::eventually;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const THEIR_RUNTIME: &str = "io.containerd.runc.v2";
+const SHORT: Duration = Duration::from_secs(20);
+
+fn host() -> Result<Host> {
+    let host = Host::new()?;
+    host.load_image()?;
+    Ok(host)
+}
+
+fn dir(host: &Host) -> Result<String> {
+    let path = host.dir().join("checkpoints");
+    fs::create_dir_all(&path)?;
+    Ok(path.display().to_string())
+}
+
+/// `cedana run containerd` in the test's namespace, with these flags and this command.
+fn run<'a>(host: &'a Host, flags: &[&'a str], command: &[&'a str]) -> Vec<&'a str> {
+    let verb = ["run", "containerd", "--namespace", host.namespace()];
+    [&verb, flags, &[IMAGE], command].concat()
+}
+
+/// A command that waits, until its end.
+struct Waiting(Child);
+
+impl Waiting {
+    fn start(cedana: &Cedana, args: &[&str]) -> Result<Self> {
+        let mut command = cedana.command(args);
+        Ok(Self(
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?,
+        ))
+    }
+
+    fn pid(&self) -> Result<Pid> {
+        Ok(Pid::from_raw(i32::try_from(self.0.id())?))
+    }
+
+    fn end(mut self) -> Result<(Option<i32>, String, String)> {
+        eventually("the command ends", SHORT, || {
+            matches!(self.0.try_wait(), Ok(Some(_)))
+        })?;
+        let said = self.0.wait_with_output()?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        Ok((said.status.code(), text(&said.stdout), text(&said.stderr)))
+    }
+}
+
+#[test]
+fn run_starts_a_job_with_a_name_and_a_log() -> Result<()> {
+    need!(OurShim, "runs under our shim");
+    let host = host()?;
+    let cedana = Cedana::on(&host);
+    let log = host.dir().join("out.log");
+    let (log_text, pid_file) = (log.display().to_string(), host.dir().join("pid"));
+    let pid_text = pid_file.display().to_string();
+    let flags = [
+        "--jid",
+        "accounts",
+        "--id",
+        "acc",
+        "-o",
+        &log_text,
+        "--pid-file",
+        &pid_text,
+        "--env",
+        "WHO=me",
+    ];
+    let line = cedana.last_line(&run(&host, &flags, &["sh", "-c", "echo $WHO; sleep 1000"]))?;
+    let pid = host.api().get("acc", "")?.pid;
+    assert_eq!(line, format!("Running managed containerd PID {pid}"));
+    assert_eq!(fs::read_to_string(&pid_file)?.trim(), pid.to_string());
+    let written = || fs::read_to_string(&log).is_ok_and(|text| text == "me\n");
+    eventually("its output is in the log", SHORT, written)?;
+    let job = cedana.job(host.namespace(), "acc")?;
+    assert_eq!((job.job.as_str(), job.pid), ("accounts", Some(pid)));
+    let shown = cedana.says(&["ps"])?;
+    let line = shown
+        .lines()
+        .find(|line| line.starts_with("accounts "))
+        .context("its line")?;
+    ensure!(line.trim_end().ends_with(&log_text), "{line}");
+    Ok(())
+}
+
+#[test]
+fn a_job_without_a_name_gets_one_and_a_log_of_that_name() -> Result<()> {
+    need!(OurShim, "runs under our shim");
+    let host = host()?;
+    let cedana = Cedana::on(&host);
+    cedana.says(&run(
+        &host,
+        &["--id", "anonymous"],
+        &["sh", "-c", "echo hello; sleep 1000"],
+    ))?;
+    let name = cedana.job(host.namespace(), "anonymous")?.job;
+    let (adjective, surname) = name
+        .split_once('_')
+        .with_context(|| format!("two words in {name}"))?;
+    ensure!(!adjective.is_empty() && !surname.is_empty(), "{name}");
+    let log = format!("/var/log/cedana-output-{name}.log");
+    let written = || fs::read_to_string(&log).is_ok_and(|text| text == "hello\n");
+    eventually("its output is in the log", SHORT, written)?;
+    fs::remove_file(log)?;
+    Ok(())
+}
+
+#[test]
+fn attached_it_ends_with_the_code_of_the_job() -> Result<()> {
+    need!(OurShim, "runs under our shim");
+    let host = host()?;
+    let cedana = Cedana::on(&host);
+    let said = cedana.run(&run(
+        &host,
+        &["--attach"],
+        &["sh", "-c", "echo out; echo err >&2; exit 7"],
+    ))?;
+    assert_eq!(said.code, 7, "{said:?}");
+    ensure!(
+        said.stdout.contains("out\n") && said.stderr.contains("err\n"),
+        "{said:?}"
+    );
+    host.assert_clean()
+}
+
+#[test]
+fn a_run_that_cannot_be_is_refused() -> Result<()> {
+    need!(OurShim, "runs under our shim");
+    let host = host()?;
+    let cedana = Cedana::on(&host);
+    let namespace = ["--namespace", host.namespace()];
+    let missing = ["run", "containerd", "localhost/no/such:image", "true"];
+    cedana.fails(
+        &[&missing, &namespace[..]].concat(),
+        code::NOT_FOUND,
+        "localhost/no/such:image",
+    )?;
+    let _first = Counter::run(&host, "taken")?;
+    cedana.fails(
+        &run(&host, &["--id", "taken"], &["true"]),
+        code::WRONG_STATE,
+        "taken",
+    )?;
+    host.container("unrelated", integration::workload::Workload::forever())?;
+    Ok(())
+}
+
+#[test]
+fn what_run_started_is_dumped_and_restored() -> Result<()> {
+    need!(OurShim, "runs under our shim");
+    need!(Criu, "dumps");
+    let host = host()?;
+    let cedana = Cedana::on(&host);
+    let log = host.dir().join("out.log");
+    let text = || fs::read_to_string(&log).unwrap_or_default();
+    let flags = ["-j", "ledger", "-o", &log.display().to_string()].map(str::to_owned);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    cedana.says(&run(&host, &flags, &["sh", "-c", COUNTER]))?;
+    eventually("it counts", SHORT, || text().lines().count() > 3)?;
+    cedana.dump(&["ledger", "--dir", &dir(&host)?])?;
+    let before = text().lines().count();
+    cedana.restore(&["ledger"])?;
+    eventually("it counts on", SHORT, || text().lines().count() > before + 3)?;
+    assert_eq!(
+        text().lines().filter(|line| *line == "1").count(),
+        1,
+        "it did not begin anew"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_container_of_containerd_s_own_shim_is_managed_dumped_and_restored_under_ours() -> Result<()> {
+    need!(OurShim, "restores under our shim");
+    need!(Criu, "dumps");
+    let host = host()?;
+    let cedana = Cedana::on(&host);
+    let counter = Counter::run_with(&host, "foreign", THEIR_RUNTIME, &[])?;
+    ensure!(
+        cedana.find(host.namespace(), "foreign")?.is_none(),
+        "nobody has said that it is a job"
+    );
+    let manage = [
+        "manage",
+        "containerd",
+        "foreign",
+        "--namespace",
+        host.namespace(),
+        "-j",
+        "adopted",
+    ];
+    let line = cedana.last_line(&manage)?;
+    assert_eq!(line, format!("Managing containerd PID {}", counter.pid()?));
+    let job = cedana.job(host.namespace(), "foreign")?;
+    assert_eq!((job.job.as_str(), job.pid), ("adopted", Some(counter.pid()?)));
+
+    let into = dir(&host)?;
+    let dumped = counter.seen()?;
+    let path = cedana.dump(&["adopted", "--leave-running", "--dir", &into])?;
+    ensure!(
+        Path::new(&path).join("inventory.img").is_file() || Path::new(&path).is_dir(),
+        "{path}"
+    );
+    counter.goes_on()?;
+    let again = counter.seen()?;
+    cedana.dump(&["adopted", "--dir", &into])?;
+    eventually("it ends", SHORT, || counter.has_ended().is_ok())?;
+    let ended = counter.seen()?;
+    assert_eq!(cedana.job(host.namespace(), "foreign")?.status, "halted");
+    let pid = cedana.restore(&["adopted"])?;
+    counter.continues(again, ended)?;
+    assert_eq!(counter.pid()?, pid);
+    assert_eq!(host.places().shims().len(), 1);
+    let shim = host.places().shims().into_iter().next().context("a shim")?;
+    let line = integration::leftovers::command_line(shim).unwrap_or_default();
+    ensure!(line.contains("cedana"), "it is under our shim now: {line}");
+    // And now it is dumped as any of ours.
+    let last = cedana.dump(&["adopted", "--dir", &into])?;
+    counter.has_ended()?;
+    cedana.restore(&["adopted", "--path", &last])?;
+    counter.goes_on()?;
+    ensure!(dumped.eq(&dumped), "the first checkpoint stays a file");
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_managed_is_refused() -> Result<()> {
+    need!(OurShim, "jobs are containers of our shim");
+    let host = host()?;
+    let cedana = Cedana::on(&host);
+    let manage = |id: &'static str| ["manage", "containerd", id, "--namespace", host.namespace()];
+    cedana.fails(&manage("nobody"), code::NOT_FOUND, "nobody")?;
+    let _ours = Counter::run(&host, "ours")?;
+    cedana.fails(&manage("ours"), code::WRONG_STATE, "ours")?;
+    host.container("idle", integration::workload::Workload::forever())?;
+    cedana.fails(&manage("idle"), code::WRONG_STATE, "idle")?;
+    Ok(())
+}
+
+#[test]
+fn upcoming_waits_for_the_container() -> Result<()> {
+    need!(OurShim, "restores under our shim");
+    let host = host()?;
+    let cedana = Cedana::on(&host);
+    let manage = [
+        "manage",
+        "containerd",
+        "later",
+        "--namespace",
+        host.namespace(),
+        "--upcoming",
+    ];
+    let waiting = Waiting::start(&cedana, &manage)?;
+    // It must not matter when it comes: one that is there already ends the wait at once.
+    let counter = Counter::run_with(&host, "later", THEIR_RUNTIME, &[])?;
+    let (code, stdout, stderr) = waiting.end()?;
+    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(
+        stdout.lines().last(),
+        Some(format!("Managing containerd PID {}", counter.pid()?).as_str())
+    );
+    assert_eq!(cedana.job(host.namespace(), "later")?.pid, Some(counter.pid()?));
+    Ok(())
+}
+
+#[test]
+fn upcoming_ends_when_it_is_told_to() -> Result<()> {
+    let host = host()?;
+    let cedana = Cedana::on(&host);
+    let manage = [
+        "manage",
+        "containerd",
+        "never",
+        "--namespace",
+        host.namespace(),
+        "--upcoming",
+    ];
+    cedana.fails(
+        &[&manage[..], &["--timeout", "1s"]].concat(),
+        code::NOT_FOUND,
+        "never",
+    )?;
+    let waiting = Waiting::start(&cedana, &manage)?;
+    let pid = waiting.pid()?;
+    let connected = || {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let links = descriptors.filter_map(|entry| fs::read_link(entry.path()).ok());
+        links
+            .filter(|link| link.to_string_lossy().starts_with("socket:"))
+            .count()
+            > 0
+    };
+    eventually("it speaks to containerd", SHORT, connected)?;
+    kill(pid, Signal::SIGINT)?;
+    let (code, _stdout, stderr) = waiting.end()?;
+    assert_eq!(code, Some(code::INTERRUPTED), "{stderr}");
+    Ok(())
+}
+
+#[test]
+fn a_restored_job_can_be_stopped_by_its_client() -> Result<()> {
+    need!(OurShim, "runs under our shim");
+    need!(Criu, "dumps");
+    let host = host()?;
+    let cedana = Cedana::new();
+    let counter = Counter::run(&host, "client-s")?;
+    cedana.dump(&["client-s", "--dir", &dir(&host)?])?;
+    cedana.restore(&["client-s"])?;
+    counter.goes_on()?;
+    host.ctr(&["tasks", "kill", "--signal", "KILL", "client-s"])?
+        .ok()?;
+    assert_eq!(host.api().wait("client-s", "")?.exit_status, 137);
+    assert_eq!(host.api().get("client-s", "")?.status(), Status::Stopped);
+    host.ctr(&["tasks", "delete", "client-s"]).map(|_| ())?;
+    host.ctr(&["containers", "delete", "client-s"])?.ok()?;
+    host.assert_clean()
+}
