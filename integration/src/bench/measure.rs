@@ -19,6 +19,11 @@ pub trait Measure {
     /// # Errors
     /// What was measured did not work.
     fn sample(&mut self, side: Side) -> Result<Vec<(Figure, f64)>>;
+
+    /// Samples to take a side, where this many were asked for.
+    fn runs(&self, asked: u32) -> u32 {
+        asked
+    }
 }
 
 /// The figure `run`.

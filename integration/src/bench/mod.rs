@@ -8,6 +8,7 @@
 
 pub mod ctr;
 pub mod figure;
+pub mod jobs;
 pub mod measure;
 pub mod profile;
 pub mod report;

@@ -24,6 +24,9 @@ pub struct Line {
     /// Above this the ratio is over its budget; not part of the JSON, where only measured things are.
     #[serde(skip)]
     pub ratio_max: f64,
+    /// Nor may ours be above this; not part of the JSON either.
+    #[serde(skip)]
+    pub ours_max: Option<f64>,
 }
 
 impl Line {
@@ -37,12 +40,13 @@ impl Line {
             unit: figure.unit,
             runs: samples.ours.len(),
             ratio_max: figure.ratio_max,
+            ours_max: figure.ours_max,
         })
     }
 
     /// Whether ours costs more than it may.
     pub fn over(&self) -> bool {
-        self.ratio > self.ratio_max
+        self.ratio > self.ratio_max || self.ours_max.is_some_and(|max| self.ours > max)
     }
 }
 
@@ -80,7 +84,7 @@ pub fn json(lines: &BTreeMap<&str, Line>) -> serde_json::Result<String> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::figure::RUN;
+    use super::super::figure::{PS_1000, RUN};
     use super::{Line, Samples, json, table};
 
     fn line(ours: &[f64], theirs: &[f64]) -> Option<Line> {
@@ -105,6 +109,17 @@ mod tests {
     #[test]
     fn one_sided_figure_has_no_line() {
         assert_eq!(line(&[1.0], &[]), None);
+    }
+
+    #[test]
+    fn some_figures_have_a_limit_of_their_own() {
+        for (ours, over) in [(49.0, false), (51.0, true)] {
+            let samples = Samples {
+                ours: vec![ours],
+                theirs: vec![1000.0],
+            };
+            assert_eq!(Line::new(PS_1000, &samples).unwrap().over(), over, "{ours}");
+        }
     }
 
     #[test]

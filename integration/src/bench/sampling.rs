@@ -16,14 +16,14 @@ pub struct Samples {
     pub theirs: Vec<f64>,
 }
 
-/// Takes `runs` samples of each side, after one of each that is thrown away: the first run after a start reads
+/// Takes `runs` samples of each side, or what the measure makes of that, after one of each that is thrown away: the first run after a start reads
 /// binaries from disk.
 ///
 /// # Errors
 /// The first failure of the measure, which says what was being done.
 pub fn take(measure: &mut dyn Measure, runs: u32) -> Result<BTreeMap<&'static str, Samples>> {
     let mut all: BTreeMap<&'static str, Samples> = BTreeMap::new();
-    for run in 0..=runs {
+    for run in 0..=measure.runs(runs) {
         for side in order(run) {
             let values = measure
                 .sample(side)

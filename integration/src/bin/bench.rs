@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use integration::bench::figure::{FIGURES, Figure};
+use integration::bench::jobs::{Ps, RunRegistry};
 use integration::bench::measure::{Dump, Exec, Measure, Run, ShimAtRest};
 use integration::bench::report::{Line, json, table};
 use integration::bench::restore::Restore;
@@ -92,13 +93,15 @@ fn main() -> Result<ExitCode> {
 type Prepare = fn() -> Result<Box<dyn Measure>>;
 
 fn measure(args: &Args) -> Result<BTreeMap<&'static str, Line>> {
-    let [run, exec, rss, dirty, threads, dump, restore] = FIGURES;
-    let measures: [(&[Figure], Prepare); 5] = [
+    let [run, exec, rss, dirty, threads, dump, restore, registry, ps] = FIGURES;
+    let measures: [(&[Figure], Prepare); 7] = [
         (&[run], || Ok(Box::new(Run))),
         (&[exec], || Ok(Box::new(Exec::prepare()?))),
         (&[rss, dirty, threads], || Ok(Box::new(ShimAtRest))),
         (&[dump], || Ok(Box::new(Dump::prepare()?))),
         (&[restore], || Ok(Box::new(Restore::prepare()?))),
+        (&[registry], || Ok(Box::new(RunRegistry::prepare()?))),
+        (&[ps], || Ok(Box::new(Ps::prepare()?))),
     ];
     let mut lines = BTreeMap::new();
     for (figures, prepare) in measures.into_iter().filter(|(figures, _)| args.wants(figures)) {
