@@ -18,6 +18,8 @@ pub enum Action {
     Info,
     /// `-v`: print name and version.
     Version,
+    /// `preflight`: print what stands in the way of a dump. Asked for by people and by `cedana check`, not by containerd.
+    Preflight,
     /// No action: serve the Task service on the socket that was inherited.
     #[default]
     Serve,
@@ -34,8 +36,11 @@ pub struct Args {
     pub id: String,
     /// containerd's gRPC socket.
     pub address: String,
-    /// The container's bundle; said for `delete` only. All processes have it as working directory.
+    /// The container's bundle; said for `delete` only, where all processes have it as working directory, and for
+    /// `preflight`, if it is known.
     pub bundle: PathBuf,
+    /// The container's init; said for `preflight` only.
+    pub pid: i32,
     /// Whether to log for developers.
     pub debug: bool,
 }
@@ -52,6 +57,9 @@ pub enum ArgsError {
     /// A boolean flag with a value that is none.
     #[error("read command line: flag -{0} is neither true nor false")]
     NotBoolean(String),
+    /// A number that is no process's.
+    #[error("read command line: flag -{0} is no pid")]
+    NotPid(String),
     /// The first word after the flags.
     #[error("read command line: unknown action {0:?}")]
     UnknownAction(String),
@@ -84,6 +92,10 @@ impl Args {
                     Some(word)
                 };
                 args.action = action.as_deref().map_or(Ok(Action::Serve), action_named)?;
+                // Typed by people, who put flags after the word.
+                if args.action == Action::Preflight {
+                    continue;
+                }
                 break;
             };
             let mut value = || match said {
@@ -98,6 +110,7 @@ impl Args {
                 "id" => args.id = value()?,
                 "address" => args.address = value()?,
                 "bundle" => args.bundle = value()?.into(),
+                "pid" => args.pid = pid(name, &value()?)?,
                 // Said for shims that publish events by running containerd, or that make their own socket.
                 "publish-binary" | "socket" => drop(value()?),
                 "debug" => args.debug = boolean(name, said)?,
@@ -117,6 +130,7 @@ impl Args {
         match () {
             () if needs_owner && self.namespace.is_empty() => Err(ArgsError::Missing("namespace")),
             () if needs_owner && self.id.is_empty() => Err(ArgsError::Missing("id")),
+            () if self.action == Action::Preflight && self.pid == 0 => Err(ArgsError::Missing("pid")),
             () => Ok(self),
         }
     }
@@ -162,8 +176,14 @@ fn action_named(word: &str) -> Result<Action, ArgsError> {
     match word {
         "start" => Ok(Action::Start),
         "delete" => Ok(Action::Delete),
+        "preflight" => Ok(Action::Preflight),
         other => Err(ArgsError::UnknownAction(other.to_owned())),
     }
+}
+
+fn pid(name: &str, said: &str) -> Result<i32, ArgsError> {
+    let pid = said.parse().ok().filter(|pid| *pid > 0);
+    pid.ok_or_else(|| ArgsError::NotPid(name.to_owned()))
 }
 
 fn boolean(name: &str, said: Option<&str>) -> Result<bool, ArgsError> {
@@ -242,6 +262,25 @@ mod tests {
                 }),
             ),
             ("-namespace n -id c start -info", Ok(args(Action::Start))),
+            (
+                "preflight -pid 7 -bundle /b",
+                Ok(Args {
+                    action: Action::Preflight,
+                    pid: 7,
+                    bundle: "/b".into(),
+                    ..Args::default()
+                }),
+            ),
+            (
+                "-pid 7 preflight",
+                Ok(Args {
+                    action: Action::Preflight,
+                    pid: 7,
+                    ..Args::default()
+                }),
+            ),
+            ("preflight", Err(ArgsError::Missing("pid"))),
+            ("preflight -pid -1", Err(ArgsError::NotPid("pid".into()))),
             ("-id c start", Err(ArgsError::Missing("namespace"))),
             ("-namespace n delete", Err(ArgsError::Missing("id"))),
             ("-namespace n -id", Err(ArgsError::NoValue("id".into()))),

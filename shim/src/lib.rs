@@ -51,6 +51,7 @@ pub mod stdio;
 pub mod criu;
 pub mod dump;
 pub mod phases;
+pub mod preflight;
 pub mod restore;
 
 pub mod error;

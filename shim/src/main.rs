@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use shim::args::{Action, Args, Environment};
 use shim::restore::loopback;
-use shim::{bootstrap, delete, info, serve, start};
+use shim::{bootstrap, delete, info, preflight, serve, start};
 
 fn main() -> ExitCode {
     match run() {
@@ -44,6 +44,10 @@ fn run() -> Result<Vec<u8>, Box<dyn Error>> {
             Ok(deleted.answer)
         }
         Action::Info => Ok(info::info(&bootstrap::read_stdin()?)?),
+        Action::Preflight => {
+            let bundle = Some(args.bundle.as_path()).filter(|bundle| !bundle.as_os_str().is_empty());
+            Ok(preflight::preflight(args.pid, bundle)?)
+        }
         Action::Version => Ok(info::version().into_bytes()),
         Action::Serve => {
             serve::serve(&args, &environment, &env::current_dir()?)?;

@@ -20,8 +20,11 @@ const TABLE_SIZE_MAX: u64 = 32 * 1024 * 1024;
 /// The kernel hands out at most a page or so at once, but never less than is asked for.
 const PIECE_SIZE: usize = 64 * 1024;
 
-/// The kernel's `TCP_LISTEN` and `TCP_CLOSE`: all other states are a connection to CRIU.
-const UNCONNECTED: [u8; 2] = [0x0a, 0x07];
+/// The kernel's `TCP_LISTEN`.
+const LISTEN: u8 = 0x0a;
+
+/// `TCP_LISTEN` and the kernel's `TCP_CLOSE`: all other states are a connection to CRIU.
+const UNCONNECTED: [u8; 2] = [LISTEN, 0x07];
 
 /// One end of a TCP connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,11 +50,20 @@ const TABLES: [(&str, &str, &str); 2] = [("tcp", "sockstat", "TCP:"), ("tcp6", "
 /// # Errors
 /// The tables cannot be read: the first process is gone.
 pub fn held(pids: &[i32]) -> io::Result<Vec<Connection>> {
+    Ok(held_and_waiting(pids)?.0)
+}
+
+/// The connections these processes hold, and the addresses they listen on where connections wait that nobody has accepted
+/// yet.
+///
+/// # Errors
+/// As [`held`].
+pub fn held_and_waiting(pids: &[i32]) -> io::Result<(Vec<Connection>, Vec<SocketAddr>)> {
     let sockets: HashSet<u64> = pids.iter().flat_map(|pid| sockets_of(*pid)).collect();
     let (Some(init), false) = (pids.first(), sockets.is_empty()) else {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), Vec::new()));
     };
-    let mut connections = Vec::new();
+    let (mut connections, mut waiting) = (Vec::new(), Vec::new());
     for (table, counters, line) in TABLES {
         match read(&format!("/proc/{init}/net/{counters}")) {
             Ok(text) if in_use(&text, line) == Some(0) => continue,
@@ -61,10 +73,16 @@ pub fn held(pids: &[i32]) -> io::Result<Vec<Connection>> {
             Err(error) => return Err(error),
         }
         let text = read(&format!("/proc/{init}/net/{table}"))?;
-        connections.extend(text.lines().skip(1).filter_map(parse));
+        let rows = text.lines().skip(1).filter_map(parse);
+        for row in rows.filter(|row| sockets.contains(&row.connection.inode)) {
+            match row.state {
+                LISTEN if row.queued > 0 => waiting.push(row.connection.local),
+                state if !UNCONNECTED.contains(&state) => connections.push(row.connection),
+                _ => {}
+            }
+        }
     }
-    connections.retain(|connection| sockets.contains(&connection.inode));
-    Ok(connections)
+    Ok((connections, waiting))
 }
 
 /// Reads a table in large pieces: each piece may walk the hash again, and the usual way begins with 32 bytes.
@@ -112,14 +130,29 @@ fn sockets_of(pid: i32) -> Vec<u64> {
         .collect()
 }
 
-/// One line of `/proc/net/tcp` or `tcp6`, if it is a connection that some process holds.
-fn parse(line: &str) -> Option<Connection> {
+/// One line of `/proc/net/tcp` or `tcp6`.
+struct Row {
+    connection: Connection,
+    state: u8,
+    /// Bytes that wait to be read or, of a listening socket, connections that wait to be accepted.
+    queued: u32,
+}
+
+/// One line of a table, if it is a socket that some process holds.
+fn parse(line: &str) -> Option<Row> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let local = address(fields.next()?)?;
     let remote = address(fields.next()?)?;
     let state = u8::from_str_radix(fields.next()?, 16).ok()?;
-    let inode: u64 = fields.nth(5)?.parse().ok()?;
-    (inode != 0 && !UNCONNECTED.contains(&state)).then_some(Connection { local, remote, inode })
+    let (_, queued) = fields.next()?.split_once(':')?;
+    let queued = u32::from_str_radix(queued, 16).ok()?;
+    let inode: u64 = fields.nth(4)?.parse().ok()?;
+    let connection = Connection { local, remote, inode };
+    (inode != 0).then_some(Row {
+        connection,
+        state,
+        queued,
+    })
 }
 
 /// `0100007F:1F90`: the address as words in host order, then the port.
@@ -154,7 +187,7 @@ mod tests {
 
     #[test]
     #[cfg(target_endian = "little")]
-    fn only_connections_that_a_process_holds_are_read() {
+    fn only_sockets_that_a_process_holds_are_read() {
         let tail = "00000000:00000000 00:00000000 00000000     0        0";
         for (line, expected) in [
             (
@@ -171,14 +204,17 @@ mod tests {
                 ),
                 Some("[::1]:8080 to [::1]:54321"),
             ),
-            (format!("   0: 0100007F:1F90 00000000:0000 0A {tail} 77 1"), None),
+            (
+                format!("   0: 0100007F:1F90 00000000:0000 0A {tail} 77 1"),
+                Some("127.0.0.1:8080 to 0.0.0.0:0"),
+            ),
             (format!("   0: 0100007F:1F90 0200007F:D431 06 {tail} 0 1"), None),
             ("   0: 0100007F:1F90".to_owned(), None),
             ("   0: 01:1 02:2 01 a b c d e f 1 2".to_owned(), None),
             (String::new(), None),
         ] {
             assert_eq!(
-                parse(&line).map(|connection| connection.to_string()).as_deref(),
+                parse(&line).map(|row| row.connection.to_string()).as_deref(),
                 expected,
                 "{line}"
             );
@@ -205,9 +241,16 @@ mod tests {
                 .filter(|c| c.local == address || c.remote == address)
                 .count()
         };
+        let waits = || {
+            let (_held, waiting) = held_and_waiting(&pids).expect("read the tables");
+            waiting.contains(&address)
+        };
         assert_eq!(ours(held(&pids).expect("read the tables")), 0);
+        assert!(!waits());
         let _client = TcpStream::connect(address).expect("connect");
+        assert!(waits());
         let _server = listener.accept().expect("accept");
+        assert!(!waits());
         assert_eq!(ours(held(&pids).expect("read the tables")), 2);
     }
 }

@@ -49,7 +49,8 @@ pub fn find(pids: &[i32]) -> Vec<String> {
     found
 }
 
-fn unsavable(link: &str) -> Option<&'static str> {
+/// What a link of `/proc/PID/fd`, or a path of `maps`, says is there, if no CRIU saves it.
+pub(crate) fn unsavable(link: &str) -> Option<&'static str> {
     UNSAVABLE
         .iter()
         .find(|(prefix, _)| link.starts_with(prefix))
