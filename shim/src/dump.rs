@@ -29,13 +29,19 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jobs::record::{Checkpoint, Origin};
+
 use crate::cgroup::Cgroup;
 use crate::criu::Criu;
 use crate::criu::manifest::Manifest;
 use crate::phases::{Phase, Plan, Timing};
+use crate::progress::{Cancel, Progress};
 use crate::runc::Runc;
 
 pub use error::{DumpCause, DumpError};
+
+/// The phases before the commit that follow the save.
+const AFTER_SAVE: [&str; 3] = ["verify", "let go on", "commit"];
 
 /// What a client asks for: containerd's `runc.v1.CheckpointOptions`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -86,11 +92,31 @@ pub struct DumpJob {
     pub options: CheckpointOptions,
     /// What the settings say.
     pub settings: config::Dump,
+    /// Who asks how far it is.
+    pub progress: Progress,
+    /// Who may give it up.
+    pub cancel: Cancel,
+    /// Whose it is, for the manifest.
+    pub origin: Origin,
+}
+
+impl DumpJob {
+    /// Told of each phase. Once CRIU has come to its end the rest is short, and a container that was to end has: nothing is
+    /// given up any more.
+    fn begins(&self, phase: &'static str) -> Result<(), DumpCause> {
+        self.progress.begins("dump", phase);
+        match self.cancel.is_asked() && !AFTER_SAVE.contains(&phase) {
+            true => Err(DumpCause::Cancelled),
+            false => Ok(()),
+        }
+    }
 }
 
 /// A finished dump.
 #[derive(Debug)]
 pub struct Dumped {
+    /// What it is, for the registry.
+    pub checkpoint: Checkpoint,
     /// How long each phase took.
     pub timings: Vec<Timing>,
 }
@@ -218,7 +244,9 @@ pub async fn dump(job: &DumpJob) -> Result<Dumped, DumpError> {
         after: &after_commit(),
     };
     let mut dumping = Dumping::new(job);
-    match plan.run(&mut dumping).await {
+    let result = plan.run(&mut dumping, &|phase| job.begins(phase)).await;
+    job.progress.ends();
+    match result {
         Ok(completed) => {
             for (phase, error) in &completed.late {
                 tracing::warn!(
@@ -230,6 +258,7 @@ pub async fn dump(job: &DumpJob) -> Result<Dumped, DumpError> {
             }
             tracing::info!(id = job.id, images = %job.options.image_path.display(), timings = crate::phases::summary(&completed.timings), "dumped");
             Ok(Dumped {
+                checkpoint: dumping.checkpoint(),
                 timings: completed.timings,
             })
         }

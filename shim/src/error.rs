@@ -25,6 +25,9 @@ pub enum Error {
     /// This shim, or what it runs on, cannot do that.
     #[error("{0}")]
     Unimplemented(String),
+    /// It was given up, as a client asked.
+    #[error("{0}")]
+    Cancelled(String),
     /// Something the shim relies on failed: the kernel, runc, CRIU.
     #[error("{0}")]
     Internal(String),

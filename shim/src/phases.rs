@@ -90,14 +90,23 @@ pub struct Failed<E> {
 }
 
 impl<C, E> Plan<'_, C, E> {
-    /// Runs the plan to its end, or takes back all of it.
+    /// Runs the plan to its end, or takes back all of it. `follow` is told of each phase before it begins; up to the commit
+    /// its error is the phase's.
     ///
     /// # Errors
     /// The phase that failed, its error, and every error of the unwinding.
-    pub async fn run(&self, context: &mut C) -> Result<Completed<E>, Failed<E>> {
+    pub async fn run(
+        &self,
+        context: &mut C,
+        follow: &(dyn Fn(&'static str) -> Result<(), E> + Sync),
+    ) -> Result<Completed<E>, Failed<E>> {
         let mut timings = Vec::with_capacity(self.before.len() + self.after.len());
         for (index, phase) in self.before.iter().enumerate() {
-            if let Err(cause) = timed(phase, context, &mut timings).await {
+            let acted = match follow(phase.name) {
+                Ok(()) => timed(phase, context, &mut timings).await,
+                Err(stopped) => Err(stopped),
+            };
+            if let Err(cause) = acted {
                 let acted = self.before.get(..=index).unwrap_or(self.before);
                 return Err(Failed {
                     phase: phase.name,
@@ -108,6 +117,8 @@ impl<C, E> Plan<'_, C, E> {
         }
         let mut late = Vec::new();
         for phase in self.after {
+            // Too late to stop anything.
+            let _ = follow(phase.name);
             if let Err(error) = timed(phase, context, &mut timings).await {
                 late.push((phase.name, error));
             }
@@ -206,7 +217,7 @@ mod tests {
             before: BEFORE,
             after: AFTER,
         }
-        .run(&mut tape)
+        .run(&mut tape, &|_| Ok(()))
         .await;
         assert_eq!(tape.ran, ran, "failing {failing:?}");
         let (phase, errors) = match result {
@@ -252,10 +263,24 @@ mod tests {
             before: BEFORE,
             after: AFTER,
         }
-        .run(&mut Tape::default())
+        .run(&mut Tape::default(), &|_| Ok(()))
         .await
         .expect("no failure");
         let names: Vec<&str> = completed.timings.iter().map(|timing| timing.phase).collect();
         assert_eq!(names, ["a", "b", "c", "x", "y"]);
+    }
+
+    #[tokio::test]
+    async fn who_follows_may_stop_it_before_the_commit_and_not_after() {
+        let plan = Plan {
+            before: BEFORE,
+            after: AFTER,
+        };
+        for (at, ran) in [("b", &["a", "-a"] as &[_]), ("y", &["a", "b", "c", "x", "y"])] {
+            let mut tape = Tape::default();
+            let stop = |phase| if phase == at { Err("stopped") } else { Ok(()) };
+            let _ = plan.run(&mut tape, &stop).await;
+            assert_eq!(tape.ran, ran, "stopped at {at}");
+        }
     }
 }

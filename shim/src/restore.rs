@@ -32,6 +32,7 @@ use crate::criu::manifest::Manifest;
 use crate::criu::{Criu, proc, stray};
 use crate::error::chain;
 use crate::phases::{self, Phase, Plan, Timing};
+use crate::progress::Progress;
 use crate::runc::Runc;
 
 pub use error::{RestoreCause, RestoreError};
@@ -79,6 +80,8 @@ pub struct RestoreJob {
     pub no_pivot_root: bool,
     /// What the settings say.
     pub settings: config::Restore,
+    /// Who asks how far it is.
+    pub progress: Progress,
 }
 
 /// A restored container, its processes stopped.
@@ -182,8 +185,15 @@ pub async fn restore(job: RestoreJob) -> Result<Restored, RestoreError> {
         before: &before_commit(),
         after: &after_commit(),
     };
+    let progress = job.progress.clone();
     let mut restoring = Restoring::new(job);
-    match plan.run(&mut restoring).await {
+    let follow = |phase| {
+        progress.begins("restore", phase);
+        Ok(())
+    };
+    let result = plan.run(&mut restoring, &follow).await;
+    progress.ends();
+    match result {
         Ok(completed) => {
             for (phase, error) in &completed.late {
                 tracing::warn!(

@@ -23,6 +23,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::time::{sleep, timeout};
 
+use crate::progress::Cancel;
 use crate::reap::{Child, Exit, ExitWatch, Reaper};
 use crate::spawn;
 
@@ -66,6 +67,12 @@ pub enum RuncError {
         /// The runc verb.
         verb: String,
     },
+    /// It was given up, and was killed.
+    #[error("{verb} was given up, as asked")]
+    Cancelled {
+        /// The runc verb.
+        verb: String,
+    },
     /// It had not ended by the deadline, and was killed.
     #[error("{verb} did not end within {} s and was killed", deadline.as_secs())]
     TimedOut {
@@ -97,6 +104,8 @@ pub struct Call {
     pub input: Option<Vec<u8>>,
     /// Asked now and then with runc's pid; if it says twice in a row that this call cannot end well, runc is killed.
     pub is_hopeless: Option<fn(i32) -> bool>,
+    /// When this is asked, runc is killed.
+    pub cancel: Cancel,
 }
 
 impl Default for Call {
@@ -107,6 +116,7 @@ impl Default for Call {
             deadline: CALL_DEADLINE,
             input: None,
             is_hopeless: None,
+            cancel: Cancel::default(),
         }
     }
 }
@@ -156,6 +166,10 @@ impl Runc {
             () = hopelessness(child.pid, call.is_hopeless) => {
                 kill(child.pid);
                 return Err(RuncError::Hopeless { verb });
+            }
+            () = call.cancel.asked() => {
+                kill(child.pid);
+                return Err(RuncError::Cancelled { verb });
             }
         };
         let Ok((exit, output)) = ended else {

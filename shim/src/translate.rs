@@ -36,6 +36,7 @@ pub fn status(error: Error) -> ttrpc::Error {
         Error::InvalidArgument(_) => Code::INVALID_ARGUMENT,
         Error::Unavailable(_) => Code::UNAVAILABLE,
         Error::Unimplemented(_) => Code::UNIMPLEMENTED,
+        Error::Cancelled(_) => Code::CANCELLED,
         // What containerd's own shim answers for a failed runc; Docker's texts match on the message.
         Error::Internal(_) => Code::UNKNOWN,
     };
@@ -228,6 +229,7 @@ mod tests {
             (Error::InvalidArgument(text()), Code::INVALID_ARGUMENT),
             (Error::Unavailable(text()), Code::UNAVAILABLE),
             (Error::Unimplemented(text()), Code::UNIMPLEMENTED),
+            (Error::Cancelled(text()), Code::CANCELLED),
             (Error::Internal(text()), Code::UNKNOWN),
         ];
         for (error, code) in table {

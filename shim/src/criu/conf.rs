@@ -53,6 +53,7 @@ const fn known(name: &'static str, major: u32, minor: u32) -> Known {
 /// The options we may write. Configuration files as such came with 3.11.
 const KNOWN: &[Known] = &[
     known("action-script", 3, 11),
+    known("external", 3, 11),
     known("file-locks", 3, 11),
     known("ghost-limit", 3, 11),
     known("leave-stopped", 3, 11),
@@ -75,6 +76,9 @@ impl Options {
         options.switch("link-remap", settings.link_remap);
         options.switch("skip-in-flight", settings.skip_in_flight);
         options.value("ghost-limit", settings.ghost_limit.to_string());
+        for resource in &settings.external {
+            options.value("external", resource.clone());
+        }
         options
     }
 

@@ -10,6 +10,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
+use jobs::record::Origin;
 use serde::{Deserialize, Serialize};
 
 use super::file::read_regular;
@@ -42,6 +43,9 @@ pub struct Manifest {
     /// Processes that were stopped by a signal and that the images hold as running, by the container's own pids.
     #[serde(default)]
     pub stopped: Vec<i32>,
+    /// Whose it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
 }
 
 impl Default for Manifest {
@@ -53,11 +57,20 @@ impl Default for Manifest {
             external_unix_sockets: false,
             tcp_closed: false,
             stopped: Vec::new(),
+            origin: None,
         }
     }
 }
 
 impl Manifest {
+    /// That of a dump of this job.
+    pub fn of(origin: Origin) -> Self {
+        Self {
+            origin: Some(origin),
+            ..Self::default()
+        }
+    }
+
     /// Writes it into an image directory.
     ///
     /// # Errors

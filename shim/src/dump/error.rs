@@ -53,6 +53,9 @@ pub enum DumpCause {
     /// It took longer than it may.
     #[error("{0}; a larger cedana.dump.timeout gives it more time")]
     TimedOut(String),
+    /// A client gave it up.
+    #[error("given up, as asked")]
+    Cancelled,
     /// CRIU would not go away; tasks of the container may stand still.
     #[error("end CRIU, which still holds the container's processes")]
     CriuStays,
@@ -148,6 +151,7 @@ impl From<DumpError> for Error {
             DumpCause::Criu { ref telling, .. } if telling.lasting => Self::FailedPrecondition(text),
             DumpCause::NoCriu(_) => Self::Unimplemented(text),
             DumpCause::TimedOut(_) => Self::Unavailable(text),
+            DumpCause::Cancelled => Self::Cancelled(text),
             _ => Self::Internal(text),
         }
     }

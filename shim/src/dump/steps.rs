@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use config::{NetworkLock, Tcp};
+use jobs::record::Checkpoint;
 use nix::sys::signal::Signal;
 use tokio::time::sleep;
 
@@ -17,6 +18,7 @@ use crate::criu::logs::Keeper;
 use crate::criu::manifest::Manifest;
 use crate::criu::telling;
 use crate::criu::{Criu, connections, culprits, images, lock, proc, stray, work};
+use crate::progress::size_of;
 use crate::runc::{Call, RuncError};
 
 /// The images before the commit, inside the image directory so that a rename is all the commit takes.
@@ -75,13 +77,29 @@ impl<'j> Dumping<'j> {
             woken: Vec::new(),
             environment: Vec::new(),
             deadline: job.settings.timeout,
-            manifest: Manifest::default(),
+            manifest: Manifest::of(job.origin.clone()),
+        }
+    }
+
+    /// What has been made, for the registry.
+    pub(super) fn checkpoint(&self) -> Checkpoint {
+        let (path, origin) = (&self.job.options.image_path, &self.job.origin);
+        Checkpoint {
+            id: origin.checkpoint.clone(),
+            path: path.clone(),
+            at: origin.at,
+            size: size_of(path),
+            left_running: !self.exits(),
         }
     }
 
     pub(super) async fn find_criu(&mut self) -> Result<(), DumpCause> {
         let criu = Criu::probe(&self.job.runc.reaper).await?;
         self.manifest.criu = criu.version.to_string();
+        let left_running = !self.exits();
+        if let Some(origin) = &mut self.manifest.origin {
+            origin.left_running = left_running;
+        }
         self.criu = Some(criu);
         Ok(())
     }
@@ -323,8 +341,11 @@ impl<'j> Dumping<'j> {
         let call = Call {
             env: std::mem::take(&mut self.environment),
             deadline: self.deadline,
+            cancel: job.cancel.clone(),
             ..Call::default()
         };
+        job.progress
+            .fills(&self.staging, proc::resident_bytes(&self.pids()));
         match job.runc.run(&args, call).await {
             Ok(_) => {
                 self.saved = true;
@@ -332,7 +353,8 @@ impl<'j> Dumping<'j> {
             }
             Err(error) => {
                 self.criu_ended_itself =
-                    !matches!(error, RuncError::TimedOut { .. }) && work::has_failed(&self.work);
+                    !matches!(error, RuncError::TimedOut { .. } | RuncError::Cancelled { .. })
+                        && work::has_failed(&self.work);
                 Err(self.explain(&error))
             }
         }
@@ -340,6 +362,9 @@ impl<'j> Dumping<'j> {
 
     /// What a failed `runc checkpoint` means, with the log kept.
     fn explain(&self, error: &RuncError) -> DumpCause {
+        if matches!(error, RuncError::Cancelled { .. }) {
+            return DumpCause::Cancelled;
+        }
         let job = self.job;
         let log = self.work.join("dump.log");
         let keeper = Keeper {
