@@ -24,6 +24,9 @@ use sha2::{Digest, Sha256};
 use crate::file::{self, ReadError, Stamp};
 use crate::record::{Key, Record, SCHEMA, Status};
 
+/// Where the shims publish: in memory, which cannot be full or stuck as a disk can, and gone with the shims after a reboot.
+const LIVE: &str = "/run/cedana/jobs.d";
+
 /// A record is some 2 KiB; one with all its checkpoints under long paths stays below.
 pub const RECORD_BYTES_MAX: u64 = 64 << 10;
 
@@ -100,7 +103,15 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// The spool that belongs to a database: `/x/jobs.db` has `/x/jobs.d`.
+    /// The one where every shim keeps its containers' records up to date, and finds pending restores.
+    pub fn live() -> Self {
+        Self {
+            directory: PathBuf::from(LIVE),
+        }
+    }
+
+    /// The one for records that are to outlive a reboot: those of containers that were saved. It is beside the
+    /// database: `/x/jobs.db` has `/x/jobs.d`.
     pub fn beside(db_path: &Path) -> Self {
         Self {
             directory: db_path.with_extension("d"),

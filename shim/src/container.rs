@@ -13,17 +13,23 @@ mod execs;
 mod exits;
 mod facts;
 mod queue;
+mod saves;
 
 use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use jobs::record::Record;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::cgroup::Metrics;
-use crate::dump::CheckpointOptions;
+use crate::dump::{CheckpointOptions, Dumped};
 use crate::error::{Error, Result};
+use crate::phases::Timing;
 use crate::process::{Process, ProcessView};
+use crate::progress::Canceller;
 use crate::reap::Exit;
+use crate::registry::Entry;
 use crate::restore::Restored;
 use crate::state::Status;
 use crate::stdio::StdioRequest;
@@ -91,7 +97,20 @@ pub enum Command {
     },
     Checkpoint {
         options: Box<CheckpointOptions>,
+        /// Instead of the container's own.
+        settings: Option<Box<config::Dump>>,
+        reply: Reply<Dumped>,
+    },
+    Restore {
+        checkpoint: PathBuf,
+        settings: Box<config::Restore>,
+        reply: Reply<RestoredInPlace>,
+    },
+    Cancel {
         reply: Reply<()>,
+    },
+    Record {
+        reply: Reply<Record>,
     },
     Resize {
         exec: Option<String>,
@@ -111,6 +130,15 @@ pub enum Command {
     },
 }
 
+/// A container that runs again.
+#[derive(Debug)]
+pub struct RestoredInPlace {
+    /// Its new init.
+    pub pid: i32,
+    /// How long each phase took.
+    pub timings: Vec<Timing>,
+}
+
 /// What everyone may know of a container at any time.
 #[derive(Debug, Clone)]
 pub struct View {
@@ -118,6 +146,8 @@ pub struct View {
     pub init: ProcessView,
     /// The execs by id.
     pub execs: HashMap<String, ProcessView>,
+    /// The exclusive act under way, by name.
+    pub busy: Option<&'static str>,
 }
 
 impl View {
@@ -212,6 +242,10 @@ struct Owner {
     killing: bool,
     /// It has been deleted: the task ends.
     gone: bool,
+    /// Gives up the dump under way.
+    canceller: Option<Canceller>,
+    /// Its entry in the registry.
+    entry: Entry,
     queue: mpsc::Sender<Message>,
     view: watch::Sender<View>,
 }
@@ -225,6 +259,7 @@ impl Owner {
                 .iter()
                 .map(|(id, process)| (id.clone(), process.view()))
                 .collect(),
+            busy: self.busy,
         }
     }
 

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::DeleteResponse;
+use jobs::spool::Spool;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use oci_bundles::mounts;
@@ -30,6 +31,7 @@ use crate::criu::work;
 use crate::error::chain;
 use crate::options::Options;
 use crate::reap::Reaper;
+use crate::registry::Registry;
 use crate::runc::{Call, Runc};
 use crate::start::ADDRESS_FILE;
 use leftover::Leftover;
@@ -70,6 +72,8 @@ pub fn delete(args: &Args, directory: &Path) -> protobuf::Result<Deleted> {
     let state = options.state_root(&args.namespace).join(&args.id);
     if state.exists() || is_abandoned(&bundle) {
         complaints.extend(clean_up(args, &bundle, &options, &state));
+        let registry = Registry::new(Spool::live(), PathBuf::from(&args.address), PathBuf::new());
+        registry.abandoned(&registry.key(&args.namespace, &args.id), STATUS_KILLED);
     }
     if let Err(error) = unmount(&bundle.join("rootfs")) {
         complaints.push(format!("unmount {}: {error}", bundle.join("rootfs").display()));

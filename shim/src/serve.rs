@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jobs::spool::Spool;
 use nix::sys::prctl;
 use tokio::net::UnixListener;
 use tokio::runtime::Builder;
@@ -23,8 +24,10 @@ use ttrpc::r#async::Server;
 use crate::args::{Args, Environment};
 use crate::container::create::Surroundings;
 use crate::events::{EventSink, Publisher};
+use crate::job_service;
 use crate::log;
 use crate::reap::Reaper;
+use crate::registry::Registry;
 use crate::service;
 use crate::shim::Shim;
 use crate::spawn;
@@ -108,16 +111,23 @@ async fn live(
     let reaper = Reaper::new();
     let publisher = Publisher::start(&environment.ttrpc_address, &args.namespace);
     let events = Arc::clone(&publisher) as Arc<dyn EventSink>;
+    let registry = Arc::new(Registry::new(
+        Spool::live(),
+        PathBuf::from(&args.address),
+        socket.0.clone().unwrap_or_default(),
+    ));
     let shim = Shim::new(Surroundings {
         namespace: args.namespace.clone(),
         reaper: Arc::clone(&reaper),
         events,
+        registry: Arc::clone(&registry),
     });
     drop(tokio::spawn(reap_on(signals.child, reaper)));
 
     let mut server = Server::new()
         .add_listener(accept::same_user(listener))
-        .register_service(service::services(Arc::clone(&shim)));
+        .register_service(service::services(Arc::clone(&shim)))
+        .register_service(job_service::services(Arc::clone(&shim)));
     server.start().await?;
     debug!("serving");
     tokio::select! {
@@ -133,6 +143,7 @@ async fn live(
     }
     // Its answer does not matter: the process ends either way.
     let _ = timeout(GOODBYE_LIMIT, server.shutdown()).await;
+    registry.sweep();
     Ok(())
 }
 

@@ -129,8 +129,15 @@ impl Task for TaskService {
     async fn checkpoint(&self, _: &TtrpcContext, request: api::CheckpointTaskRequest) -> Answer<Empty> {
         let id = request.id.clone();
         let options = Box::new(translate::checkpoint(request).map_err(status)?);
-        self.tell(&id, |reply| Command::Checkpoint { options, reply })
-            .await
+        let settings = None;
+        let _dumped = self
+            .ask(&id, |reply| Command::Checkpoint {
+                options,
+                settings,
+                reply,
+            })
+            .await?;
+        Ok(Empty::default())
     }
 
     async fn kill(&self, _: &TtrpcContext, request: api::KillRequest) -> Answer<Empty> {

@@ -58,6 +58,8 @@ pub enum Act {
     Update,
     /// Dump.
     Checkpoint,
+    /// Restore in place: run again what has ended.
+    Restore,
     /// Send a signal.
     Kill,
     /// Forget it.
@@ -73,6 +75,7 @@ impl Act {
             Self::Resume => "resume",
             Self::Update => "update",
             Self::Checkpoint => "checkpoint",
+            Self::Restore => "restore",
             Self::Kill => "kill",
             Self::Delete => "delete",
         }
@@ -96,6 +99,7 @@ pub fn check(status: Status, act: Act) -> Result<(), Error> {
         Act::Update => matches!(status, Created | Running | Paused),
         // Most clients pause first.
         Act::Checkpoint => matches!(status, Running | Paused),
+        Act::Restore => matches!(status, Stopped),
         Act::Kill => !matches!(status, Stopped),
         Act::Delete => matches!(status, Created | Stopped),
     };
@@ -157,7 +161,7 @@ mod tests {
     #[test]
     fn each_act_is_legal_in_exactly_these_states() {
         use Status::{Created, Paused, Pausing, Running, Stopped};
-        let table: [(Act, &[Status]); 9] = [
+        let table: [(Act, &[Status]); 10] = [
             (Act::Start, &[Created]),
             (Act::Exec, &[Created, Running, Paused]),
             (Act::StartExec, &[Created, Running]),
@@ -165,6 +169,7 @@ mod tests {
             (Act::Resume, &[Paused]),
             (Act::Update, &[Created, Running, Paused]),
             (Act::Checkpoint, &[Running, Paused]),
+            (Act::Restore, &[Stopped]),
             (Act::Kill, &[Created, Running, Pausing, Paused]),
             (Act::Delete, &[Created, Stopped]),
         ];

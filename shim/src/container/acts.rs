@@ -11,7 +11,6 @@ use super::execs::{deleted, drain};
 use super::queue::answer;
 use super::{Deleted, Facts, Owner, Reply};
 use crate::cgroup::{Metrics, moves};
-use crate::dump::{self, CheckpointOptions, DumpJob};
 use crate::error::{Error, Result, internal};
 use crate::events::Event;
 use crate::reap::ExitWatch;
@@ -199,39 +198,6 @@ impl Owner {
         self.exclusively("update", update, |_, updated| answer(reply, updated));
     }
 
-    pub(super) fn checkpoint(&mut self, options: CheckpointOptions, reply: Reply<()>) {
-        if let Err(error) = check(self.init.status, Act::Checkpoint) {
-            return answer(reply, Err(error));
-        }
-        let was_paused = self.init.status == Status::Paused;
-        let (facts, init_pid) = (Arc::clone(&self.facts), self.init.pid);
-        let path = options.image_path.display().to_string();
-        let dump = async move {
-            let job = DumpJob {
-                runc: facts.runc.clone(),
-                namespace: facts.namespace.clone(),
-                id: facts.id.clone(),
-                bundle: facts.bundle.clone(),
-                init_pid,
-                cgroup: facts.cgroup()?.clone(),
-                was_paused,
-                options,
-                settings: facts.settings.dump.clone(),
-            };
-            dump::dump(&job).await.map_err(Error::from)
-        };
-        self.exclusively("checkpoint", dump, move |owner, dumped| {
-            if dumped.is_ok() {
-                let container_id = owner.facts.id.clone();
-                owner.facts.events.publish(Event::Checkpointed {
-                    container_id,
-                    checkpoint: path,
-                });
-            }
-            answer(reply, dumped.map(drop));
-        });
-    }
-
     pub(super) fn kill(&mut self, exec: Option<&str>, signal: i32, all: bool) -> Result<()> {
         if all && exec.is_none() {
             return self.kill_all(signal);
@@ -409,14 +375,15 @@ async fn by_runtime(facts: &Facts, verb: &str) -> Result<()> {
         .map_err(internal(&failed))
 }
 
-async fn let_go(restored: &crate::restore::Restored) -> Result<()> {
+pub(super) async fn let_go(restored: &crate::restore::Restored) -> Result<()> {
     crate::restore::release(restored)
         .await
         .map_err(internal("let the restored processes go"))
 }
 
 async fn restore_and_let_go(facts: &Arc<Facts>, deferred: Deferred) -> Result<Init> {
-    let init = restore_init(facts, deferred.prepared, deferred.checkpoint).await?;
+    let (prepared, settings) = (deferred.prepared, &facts.settings.restore);
+    let init = restore_init(facts, prepared, deferred.checkpoint, settings).await?;
     if let Init::Here {
         restored: Some(restored),
         ..
@@ -442,7 +409,7 @@ async fn start(facts: &Facts, init: Option<&ExitWatch>) -> Result<()> {
 
 /// Removes what the runtime keeps: the short way if nothing but that is to be done, else through runc. `alive` is the
 /// init of a container that was created and never started.
-async fn delete_from_runc(facts: &Facts, alive: Option<ExitWatch>) -> Result<()> {
+pub(super) async fn delete_from_runc(facts: &Facts, alive: Option<ExitWatch>) -> Result<()> {
     let plain =
         facts.runc.is_plain() && alive.is_none() && !facts.spec.hooks.poststop && !facts.runc.systemd_cgroup;
     if plain && matches!(fast::delete(&facts.state_dir()), Ok(Fast::Done)) {

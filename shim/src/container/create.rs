@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use config::Settings;
+use jobs::record::Key;
 use oci_bundles::mounts::{self, Mount};
 use oci_bundles::spec::{self, SpecView};
 
@@ -19,7 +20,9 @@ use crate::delete::leftover::Leftover;
 use crate::error::{Error, Result, chain, internal};
 use crate::events::EventSink;
 use crate::options::Options;
+use crate::progress::Progress;
 use crate::reap::Reaper;
+use crate::registry::{New, Registry};
 use crate::restore::{self, RestoreAt, RestoreJob, Restored};
 use crate::runc::{Call, Runc};
 use crate::stdio::{self, Prepared, StdioRequest, Streams};
@@ -55,6 +58,8 @@ pub struct Surroundings {
     pub reaper: Arc<Reaper>,
     /// Who is told.
     pub events: Arc<dyn EventSink>,
+    /// Where its jobs are listed.
+    pub registry: Arc<Registry>,
 }
 
 /// A restore that has to wait for `Start`.
@@ -91,16 +96,26 @@ pub async fn create(mut request: Request, around: Surroundings) -> Result<Contai
         .options
         .save(&request.bundle)
         .map_err(internal("keep the runtime options"))?;
-    let settings = settings(&spec)?;
-    let facts = Arc::new(Facts::new(&request, spec, settings, around));
+    let mut settings = settings(&spec)?;
+    let registry = Arc::clone(&around.registry);
+    let key = registry.key(&request.namespace, &request.id);
+    if let Some(pending) = registry.pending(settings.db.path.as_deref(), &key)? {
+        settings = settings
+            .with_flags(&pending.settings)
+            .map_err(|error| Error::InvalidArgument(chain(&error)))?;
+        request.checkpoint = pending.checkpoint.display().to_string();
+    }
+    let facts = Arc::new(Facts::new(&request, spec, settings, key, around));
     refuse_foreign_state(&facts)?;
     give_criu_a_config(&facts)?;
     mount_rootfs(&facts.bundle, &request.rootfs)?;
+    let entry = registry.entry(facts.new_entry(&request));
     let strangers = facts.reaper.expect_strangers();
     let init = match init(&facts, &request).await {
         Ok(init) => init,
         Err(error) => {
             clean(&facts).await;
+            entry.not_created(&error.to_string());
             return Err(error);
         }
     };
@@ -112,7 +127,7 @@ pub async fn create(mut request: Request, around: Surroundings) -> Result<Contai
         request.checkpoint,
         pid,
     );
-    let container = queue::own(facts, init, request.stdio);
+    let container = queue::own(facts, init, request.stdio, entry);
     drop(strangers);
     Ok(container)
 }
@@ -127,7 +142,7 @@ impl Init {
 }
 
 impl Facts {
-    fn new(request: &Request, spec: SpecView, settings: Settings, around: Surroundings) -> Self {
+    fn new(request: &Request, spec: SpecView, settings: Settings, key: Key, around: Surroundings) -> Self {
         let options = &request.options;
         let runc = Runc {
             binary: options.binary(),
@@ -151,6 +166,20 @@ impl Facts {
             cgroup: OnceLock::new(),
             reaper: around.reaper,
             events: around.events,
+            key,
+            progress: Progress::default(),
+        }
+    }
+
+    fn new_entry<'a>(&'a self, request: &'a Request) -> New<'a> {
+        let checkpoint = Path::new(&request.checkpoint);
+        New {
+            database: self.settings.db.path.as_deref(),
+            key: self.key.clone(),
+            bundle: &self.bundle,
+            spec: &self.spec,
+            stdio: &request.stdio,
+            restored_from: (!checkpoint.as_os_str().is_empty()).then_some(checkpoint),
         }
     }
 
@@ -247,7 +276,7 @@ async fn init(facts: &Arc<Facts>, request: &Request) -> Result<Init> {
     let checkpoint = PathBuf::from(&request.checkpoint);
     match restore::when(&checkpoint) {
         RestoreAt::Start => Ok(Init::Later(Deferred { prepared, checkpoint })),
-        RestoreAt::Create => restore_init(facts, prepared, checkpoint).await,
+        RestoreAt::Create => restore_init(facts, prepared, checkpoint, &facts.settings.restore).await,
     }
 }
 
@@ -256,6 +285,7 @@ pub(super) async fn restore_init(
     facts: &Arc<Facts>,
     mut prepared: Prepared,
     checkpoint: PathBuf,
+    settings: &config::Restore,
 ) -> Result<Init> {
     let work_path = Some(&facts.options.criu_work_path)
         .filter(|path| !path.is_empty())
@@ -270,7 +300,8 @@ pub(super) async fn restore_init(
         stdio: prepared.child_stdio(),
         console_socket: prepared.console_socket().map(Path::to_owned),
         no_pivot_root: facts.options.no_pivot_root,
-        settings: facts.settings.restore.clone(),
+        settings: settings.clone(),
+        progress: facts.progress.clone(),
     };
     let restored = restore::restore(job).await.map_err(Error::from)?;
     here(facts, prepared, restored.pid, Some(restored)).await

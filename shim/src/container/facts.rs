@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use jobs::record::Key;
 use oci_bundles::spec::SpecView;
 
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::events::EventSink;
 use crate::options::Options;
+use crate::progress::Progress;
 use crate::reap::Reaper;
 use crate::runc::Runc;
 
@@ -39,6 +41,10 @@ pub struct Facts {
     pub reaper: Arc<Reaper>,
     /// Who is told.
     pub events: Arc<dyn EventSink>,
+    /// Which job it is.
+    pub key: Key,
+    /// How far a dump or restore of it is.
+    pub progress: Progress,
 }
 
 impl Facts {

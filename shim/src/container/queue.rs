@@ -9,10 +9,11 @@ use super::create::Init;
 use super::{Command, Container, Facts, Message, Owner, QUEUE_MAX, View};
 use crate::error::Error;
 use crate::process::Process;
+use crate::registry::Entry;
 use crate::stdio::StdioRequest;
 
 /// Starts the owner of a container that has just been created.
-pub(super) fn own(facts: Arc<Facts>, init: Init, stdio: StdioRequest) -> Container {
+pub(super) fn own(facts: Arc<Facts>, init: Init, stdio: StdioRequest, entry: Entry) -> Container {
     let (queue, inbox) = mpsc::channel(QUEUE_MAX);
     let (pid, streams, restored, deferred) = match init {
         Init::Here {
@@ -26,6 +27,7 @@ pub(super) fn own(facts: Arc<Facts>, init: Init, stdio: StdioRequest) -> Contain
     let (view, receiver) = watch::channel(View {
         init: init.view(),
         execs: HashMap::new(),
+        busy: None,
     });
     let mut owner = Owner {
         facts: Arc::clone(&facts),
@@ -40,9 +42,13 @@ pub(super) fn own(facts: Arc<Facts>, init: Init, stdio: StdioRequest) -> Contain
         dying: false,
         killing: false,
         gone: false,
+        canceller: None,
+        entry,
         queue: queue.clone(),
         view,
     };
+    owner.publish();
+    drop(owner.view.send_replace(owner.snapshot()));
     if pid > 0 {
         owner.watch_init();
     }
@@ -60,6 +66,7 @@ impl Owner {
             let Some(message) = inbox.recv().await else { return };
             self.take(message);
             self.advance();
+            self.publish();
             drop(self.view.send_replace(self.snapshot()));
         }
     }
@@ -131,7 +138,21 @@ impl Owner {
             Command::Pause { reply } => self.pause(reply),
             Command::Resume { reply } => self.resume(reply),
             Command::Update { resources, reply } => self.update(resources, reply),
-            Command::Checkpoint { options, reply } => self.checkpoint(*options, reply),
+            Command::Checkpoint {
+                options,
+                settings,
+                reply,
+            } => self.checkpoint(*options, settings, reply),
+            Command::Restore {
+                checkpoint,
+                settings,
+                reply,
+            } => self.restore(checkpoint, *settings, reply),
+            Command::Cancel { reply } => {
+                let cancelled = self.cancel();
+                answer(reply, cancelled);
+            }
+            Command::Record { reply } => answer(reply, Ok(self.entry.record().clone())),
             Command::Resize {
                 exec,
                 width,
@@ -189,6 +210,7 @@ fn is_exclusive(command: &Command) -> bool {
             | Command::Resume { .. }
             | Command::Update { .. }
             | Command::Checkpoint { .. }
+            | Command::Restore { .. }
     )
 }
 
@@ -205,10 +227,11 @@ fn refuse(command: Command, error: Error) {
     match command {
         Command::Start { reply, .. } => answer(reply, Err(error)),
         Command::Delete { reply, .. } => answer(reply, Err(error)),
-        Command::Pause { reply }
-        | Command::Resume { reply }
-        | Command::Update { reply, .. }
-        | Command::Checkpoint { reply, .. } => answer(reply, Err(error)),
+        Command::Pause { reply } | Command::Resume { reply } | Command::Update { reply, .. } => {
+            answer(reply, Err(error))
+        }
+        Command::Checkpoint { reply, .. } => answer(reply, Err(error)),
+        Command::Restore { reply, .. } => answer(reply, Err(error)),
         // Only commands that take turns are queued, so no other is ever refused.
         _ => {}
     }

@@ -105,6 +105,7 @@ impl Bed {
             namespace: "tests".to_owned(),
             reaper: Arc::clone(&REAPER),
             events: Arc::new(Told(sender)),
+            registry: Arc::default(),
         });
         let bed = Self {
             shim,

@@ -20,9 +20,11 @@ async fn checkpoint(bed: &Bed, container: &Container) -> Result<()> {
     };
     within(container.ask(|reply| Command::Checkpoint {
         options: Box::new(options),
+        settings: None,
         reply,
     }))
     .await
+    .map(drop)
 }
 
 #[tokio::test]

@@ -1,0 +1,207 @@
+//! Dumps, restores in place, and what the registry is told of a container.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jobs::record;
+
+use super::acts::{delete_from_runc, let_go};
+use super::create::{Init, restore_init};
+use super::execs::drain;
+use super::queue::answer;
+use super::{Facts, Owner, Reply, RestoredInPlace};
+use crate::cgroup::moves;
+use crate::dump::{self, CheckpointOptions, DumpJob, Dumped};
+use crate::error::{Error, Result, internal};
+use crate::events::Event;
+use crate::phases::Timing;
+use crate::process::Process;
+use crate::progress::Canceller;
+use crate::registry::millis;
+use crate::state::{Act, Status, check};
+use crate::stdio::{self, StdioRequest, Streams};
+
+impl Owner {
+    pub(super) fn checkpoint(
+        &mut self,
+        options: CheckpointOptions,
+        settings: Option<Box<config::Dump>>,
+        reply: Reply<Dumped>,
+    ) {
+        if let Err(error) = check(self.init.status, Act::Checkpoint) {
+            return answer(reply, Err(error));
+        }
+        let was_paused = self.init.status == Status::Paused;
+        let (facts, init_pid) = (Arc::clone(&self.facts), self.init.pid);
+        let path = options.image_path.display().to_string();
+        let (canceller, cancel) = Canceller::new();
+        self.canceller = Some(canceller);
+        let origin = self.entry.origin();
+        let dump = async move {
+            let job = DumpJob {
+                runc: facts.runc.clone(),
+                namespace: facts.namespace.clone(),
+                id: facts.id.clone(),
+                bundle: facts.bundle.clone(),
+                init_pid,
+                cgroup: facts.cgroup()?.clone(),
+                was_paused,
+                options,
+                settings: settings.map_or_else(|| facts.settings.dump.clone(), |settings| *settings),
+                progress: facts.progress.clone(),
+                cancel,
+                origin,
+            };
+            dump::dump(&job).await.map_err(Error::from)
+        };
+        self.exclusively("checkpoint", dump, move |owner, dumped| {
+            owner.canceller = None;
+            match &dumped {
+                Ok(dumped) => {
+                    let keep = owner.entry.saved(dumped.checkpoint.clone());
+                    drop(tokio::task::spawn_blocking(keep));
+                    let container_id = owner.facts.id.clone();
+                    owner.facts.events.publish(Event::Checkpointed {
+                        container_id,
+                        checkpoint: path,
+                    });
+                }
+                Err(error) => owner.entry.acted("dump", "", Some(&error.to_string())),
+            }
+            answer(reply, dumped);
+        });
+    }
+
+    /// Gives the dump under way up, unless it is past its commit. It answers for itself.
+    pub(super) fn cancel(&mut self) -> Result<()> {
+        let nothing = || Error::FailedPrecondition("no dump is under way".to_owned());
+        self.canceller.as_ref().ok_or_else(nothing)?.cancel();
+        Ok(())
+    }
+
+    /// Lets a container that has ended run again, from a checkpoint. It keeps its bundle, its root file system and its streams,
+    /// as far as those who read and write them are still there.
+    pub(super) fn restore(
+        &mut self,
+        checkpoint: PathBuf,
+        settings: config::Restore,
+        reply: Reply<RestoredInPlace>,
+    ) {
+        if let Err(error) = check(self.init.status, Act::Restore) {
+            return answer(reply, Err(error));
+        }
+        let facts = Arc::clone(&self.facts);
+        let strangers = facts.reaper.expect_strangers();
+        let (streams, stdio) = (self.init.streams.take(), what_is_there(&self.init.stdio));
+        let (from, request) = (checkpoint.clone(), stdio.clone());
+        let restore = async move {
+            let _moves = moves::expect();
+            drain(streams).await;
+            in_place(&facts, &request, checkpoint, &settings).await
+        };
+        // Told as a start: the exit of what is restored, if it comes at once, has to wait for it.
+        self.exclusively("start", restore, move |owner, restored| {
+            match restored {
+                Ok((pid, streams, timings)) => {
+                    owner.runs_again(pid, streams, stdio, &from);
+                    answer(reply, Ok(RestoredInPlace { pid, timings }));
+                }
+                Err(error) => {
+                    owner.entry.acted("restore", "", Some(&error.to_string()));
+                    answer(reply, Err(error));
+                }
+            }
+            drop(strangers);
+        });
+    }
+
+    fn runs_again(&mut self, pid: i32, streams: Streams, stdio: StdioRequest, from: &Path) {
+        self.init = Process::created(pid, stdio, Some(streams));
+        self.init.status = Status::Running;
+        (self.dying, self.killing) = (false, false);
+        self.watch_init();
+        let container_id = self.facts.id.clone();
+        self.facts.events.publish(Event::Start {
+            container_id,
+            pid: pid.unsigned_abs(),
+        });
+        self.entry.restored(from);
+    }
+
+    /// Brings the entry in the registry up to date.
+    pub(super) fn publish(&mut self) {
+        let exit = self.init.exit().map(|exit| record::Exit {
+            status: exit.status,
+            at: millis(exit.at),
+        });
+        let status = match self.init.status {
+            _ if self.gone => record::Status::Deleted,
+            Status::Created => record::Status::Created,
+            Status::Running => record::Status::Running,
+            Status::Pausing | Status::Paused => record::Status::Paused,
+            Status::Stopped => record::Status::Stopped,
+        };
+        self.entry.state(status, self.init.pid, exit);
+    }
+}
+
+async fn in_place(
+    facts: &Arc<Facts>,
+    stdio: &StdioRequest,
+    checkpoint: PathBuf,
+    settings: &config::Restore,
+) -> Result<(i32, Streams, Vec<Timing>)> {
+    delete_from_runc(facts, None).await?;
+    let prepared =
+        stdio::prepare(stdio, &facts.stdio_context(&facts.id)).map_err(internal("set up the stdio"))?;
+    let Init::Here {
+        pid,
+        streams,
+        restored: Some(restored),
+    } = restore_init(facts, prepared, checkpoint, settings).await?
+    else {
+        return Err(Error::Internal("the restore brought no process back".to_owned()));
+    };
+    if let Err(error) = let_go(&restored).await {
+        // Stopped processes that nobody will ever start are worse than none.
+        let args: [&OsStr; 3] = ["delete".as_ref(), "--force".as_ref(), facts.id.as_ref()];
+        if let Err(error) = facts.runc.run(&args, crate::runc::Call::default()).await {
+            tracing::warn!(id = facts.id, %error, "what was restored stays, and stands still");
+        }
+        return Err(error);
+    }
+    Ok((pid, streams, restored.timings))
+}
+
+/// The streams less the fifos that are gone with the client who had made them.
+fn what_is_there(stdio: &StdioRequest) -> StdioRequest {
+    let keep = |name: &String| match name.starts_with('/') && !Path::new(name).exists() {
+        true => String::new(),
+        false => name.clone(),
+    };
+    StdioRequest {
+        stdin: keep(&stdio.stdin),
+        stdout: keep(&stdio.stdout),
+        stderr: keep(&stdio.stderr),
+        terminal: stdio.terminal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_whose_fifo_is_gone_is_none() {
+        let stdio = StdioRequest {
+            stdin: "/nonexistent/stdin".to_owned(),
+            stdout: "file:///nonexistent/log".to_owned(),
+            stderr: "/proc/self/status".to_owned(),
+            terminal: false,
+        };
+        let kept = what_is_there(&stdio);
+        assert_eq!(kept.stdin, "");
+        assert_eq!((kept.stdout, kept.stderr), (stdio.stdout, stdio.stderr));
+    }
+}
