@@ -29,6 +29,7 @@ pub mod info;
 pub mod options;
 pub mod start;
 
+pub mod job_service;
 pub mod serve;
 pub mod service;
 pub mod translate;
@@ -46,12 +47,14 @@ pub mod spawn;
 pub mod cgroup;
 pub mod events;
 pub mod log;
+pub mod registry;
 pub mod stdio;
 
 pub mod criu;
 pub mod dump;
 pub mod phases;
 pub mod preflight;
+pub mod progress;
 pub mod restore;
 
 pub mod error;
