@@ -1,7 +1,7 @@
 //! The table of settings: each under its dotted name, with what it is and how it is set.
 
-use crate::settings::{NetworkLock, Settings, Tcp};
-use crate::value::{Problem, Value};
+use crate::settings::{Compression, NetworkLock, Settings, Tcp};
+use crate::value::{self, Problem, Value};
 
 /// One setting.
 #[derive(Debug)]
@@ -10,8 +10,22 @@ pub struct Key {
     pub name: &'static str,
     /// One line for a user, values included.
     pub what: &'static str,
+    /// Who may set it.
+    pub scope: Scope,
+    /// Its value as a user would write it; empty for "none".
+    pub get: fn(&Settings) -> String,
     /// Puts a value in its place.
     pub set: fn(&mut Settings, &Value) -> Result<(), Problem>,
+}
+
+/// Who may set a setting. The file, the environment, the runtime options and flags are root's; annotations are not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Whoever starts the container, too, by an annotation.
+    Container,
+    /// The host alone: whoever may write a container's annotations must not choose where root writes, or what of the
+    /// host a dump leaves out.
+    Host,
 }
 
 const TCP: &[(&str, Tcp)] = &[
@@ -27,140 +41,177 @@ const LOCKS: &[(&str, NetworkLock)] = &[
     ("nftables", NetworkLock::Nftables),
 ];
 
-/// Settings of the host alone. Whoever may write a container's annotations must not choose where root writes.
-pub const HOST_ONLY: [&str; 2] = ["dump.log-dir", "restore.log-dir"];
+const COMPRESSIONS: &[(&str, Compression)] = &[
+    ("none", Compression::None),
+    ("tar", Compression::Tar),
+    ("gzip", Compression::Gzip),
+    ("lz4", Compression::Lz4),
+    ("zlib", Compression::Zlib),
+    ("zstd", Compression::Zstd),
+];
 
 /// Every setting there is.
 pub const KEYS: &[Key] = &[
     Key {
         name: "dump.leave-running",
         what: "the container goes on after a dump whose client does not say (true|false)",
+        scope: Scope::Container,
+        get: |s| s.dump.leave_running.to_string(),
         set: |settings, value| value.boolean().map(|v| settings.dump.leave_running = v),
     },
     Key {
         name: "dump.tcp",
         what: "established TCP connections: default (refuse), established (save), close (come back closed)",
+        scope: Scope::Container,
+        get: |s| value::word_of(s.dump.tcp, TCP),
         set: |settings, value| value.one_of(TCP).map(|v| settings.dump.tcp = v),
     },
     Key {
         name: "dump.skip-in-flight",
         what: "leave out connections nobody has accepted yet (true|false)",
+        scope: Scope::Container,
+        get: |s| s.dump.skip_in_flight.to_string(),
         set: |settings, value| value.boolean().map(|v| settings.dump.skip_in_flight = v),
     },
     Key {
         name: "dump.external-unix-sockets",
         what: "leave out datagram sockets connected to the host (true|false)",
+        scope: Scope::Container,
+        get: |s| s.dump.external_unix_sockets.to_string(),
         set: |settings, value| value.boolean().map(|v| settings.dump.external_unix_sockets = v),
     },
     Key {
         name: "dump.file-locks",
         what: "save file locks (true|false)",
+        scope: Scope::Container,
+        get: |s| s.dump.file_locks.to_string(),
         set: |settings, value| value.boolean().map(|v| settings.dump.file_locks = v),
     },
     Key {
         name: "dump.link-remap",
         what: "save deleted files that still have another name (true|false)",
+        scope: Scope::Container,
+        get: |s| s.dump.link_remap.to_string(),
         set: |settings, value| value.boolean().map(|v| settings.dump.link_remap = v),
     },
     Key {
         name: "dump.ghost-limit",
         what: "the largest deleted but open file that is saved (bytes, or with K, M, G)",
+        scope: Scope::Container,
+        get: |s| value::text_of_bytes(s.dump.ghost_limit),
         set: |settings, value| value.bytes().map(|v| settings.dump.ghost_limit = v),
     },
     Key {
         name: "dump.network-lock",
         what: "how packets are kept away during a dump: auto, skip, iptables, nftables",
+        scope: Scope::Container,
+        get: |s| value::word_of(s.dump.network_lock, LOCKS),
         set: |settings, value| value.one_of(LOCKS).map(|v| settings.dump.network_lock = v),
     },
     Key {
         name: "dump.timeout",
         what: "when a dump is given up (seconds, or with ms, s, m; 0: by size)",
+        scope: Scope::Container,
+        get: |s| value::text_of_duration(s.dump.timeout),
         set: |settings, value| value.duration().map(|v| settings.dump.timeout = v),
     },
     Key {
         name: "dump.log-dir",
         what: "where logs of failed dumps are kept (absolute path)",
+        scope: Scope::Host,
+        get: |s| s.dump.log_dir.display().to_string(),
         set: |settings, value| value.absolute_path().map(|v| settings.dump.log_dir = v),
+    },
+    Key {
+        name: "dump.external",
+        what: "what of the host CRIU leaves out of a dump, as its --external names it (list: mnt[/data]:data, …)",
+        scope: Scope::Host,
+        get: |s| value::text_of_list(&s.dump.external),
+        set: |settings, value| value.list().map(|v| settings.dump.external = v),
     },
     Key {
         name: "restore.tcp",
         what: "established TCP connections: default (as dumped), established, close",
+        scope: Scope::Container,
+        get: |s| value::word_of(s.restore.tcp, TCP),
         set: |settings, value| value.one_of(TCP).map(|v| settings.restore.tcp = v),
     },
     Key {
         name: "restore.network-lock",
         what: "how packets are kept away during a restore: auto, skip, iptables, nftables",
+        scope: Scope::Container,
+        get: |s| value::word_of(s.restore.network_lock, LOCKS),
         set: |settings, value| value.one_of(LOCKS).map(|v| settings.restore.network_lock = v),
     },
     Key {
         name: "restore.timeout",
         what: "when a restore is given up (seconds, or with ms, s, m; 0: by size)",
+        scope: Scope::Container,
+        get: |s| value::text_of_duration(s.restore.timeout),
         set: |settings, value| value.duration().map(|v| settings.restore.timeout = v),
     },
     Key {
         name: "restore.skip-file-check",
         what: "do not compare the permissions of files with what they were at the dump (true|false)",
+        scope: Scope::Container,
+        get: |s| s.restore.skip_file_check.to_string(),
         set: |settings, value| value.boolean().map(|v| settings.restore.skip_file_check = v),
     },
     Key {
         name: "restore.log-dir",
         what: "where logs of failed restores are kept (absolute path)",
+        scope: Scope::Host,
+        get: |s| s.restore.log_dir.display().to_string(),
         set: |settings, value| value.absolute_path().map(|v| settings.restore.log_dir = v),
+    },
+    Key {
+        name: "checkpoint.dir",
+        what: "where `cedana` puts checkpoints (absolute path)",
+        scope: Scope::Host,
+        get: |s| s.checkpoint.dir.display().to_string(),
+        set: |settings, value| value.absolute_path().map(|v| settings.checkpoint.dir = v),
+    },
+    Key {
+        name: "checkpoint.compression",
+        what: "how `cedana` packs a checkpoint: none (a directory), tar, gzip, lz4, zlib, zstd",
+        scope: Scope::Host,
+        get: |s| value::word_of(s.checkpoint.compression, COMPRESSIONS),
+        set: |settings, value| {
+            value
+                .one_of(COMPRESSIONS)
+                .map(|v| settings.checkpoint.compression = v)
+        },
+    },
+    Key {
+        name: "db.path",
+        what: "the registry of jobs (absolute path; empty: none is kept)",
+        scope: Scope::Host,
+        get: |s| {
+            s.db.path
+                .as_ref()
+                .map(|path| path.display().to_string())
+                .unwrap_or_default()
+        },
+        set: |settings, value| {
+            let path = if value.is_empty() {
+                None
+            } else {
+                Some(value.absolute_path()?)
+            };
+            settings.db.path = path;
+            Ok(())
+        },
     },
 ];
 
-/// The setting of that name.
+/// The setting of exactly that name.
 pub fn find(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
-}
-
-/// The setting whose name is nearest to a mistyped one, if any is near enough to be meant.
-pub fn nearest(name: &str) -> Option<&'static str> {
-    // More than a third of the letters wrong is another word, not a typo.
-    let limit = name.chars().count() / 3;
-    KEYS.iter()
-        .map(|key| (distance(name, key.name), key.name))
-        .filter(|(d, _)| *d <= limit)
-        .min()
-        .map(|(_, n)| n)
-}
-
-/// Levenshtein's distance, one row at a time.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut next = vec![i + 1];
-        for ((to, above), left_above) in b.iter().zip(row.iter().skip(1)).zip(row.iter()) {
-            let left = next.last().copied().unwrap_or(i + 1);
-            next.push(
-                (above + 1)
-                    .min(left + 1)
-                    .min(left_above + usize::from(from != *to)),
-            );
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_typo_is_answered_with_the_name_that_was_meant() {
-        for (typed, meant) in [
-            ("dump.ghost-limits", Some("dump.ghost-limit")),
-            ("dump.ghost_limit", Some("dump.ghost-limit")),
-            ("restore.tpc", Some("restore.tcp")),
-            ("dump.leaverunning", Some("dump.leave-running")),
-            ("nonsense", None),
-            ("", None),
-        ] {
-            assert_eq!(nearest(typed), meant, "{typed}");
-        }
-    }
 
     #[test]
     fn names_are_unique_and_nest_exactly_once() {
@@ -170,6 +221,57 @@ mod tests {
                 KEYS[..index].iter().all(|other| other.name != key.name),
                 "{} twice",
                 key.name
+            );
+        }
+    }
+
+    #[test]
+    fn what_a_setting_shows_can_be_set_again() {
+        for key in KEYS {
+            let mut settings = Settings::default();
+            let shown = (key.get)(&settings);
+            (key.set)(&mut settings, &Value::Text(shown.clone())).expect(key.name);
+            assert_eq!(settings, Settings::default(), "{} from {shown:?}", key.name);
+        }
+    }
+
+    #[test]
+    fn what_is_set_is_what_is_shown() {
+        for (name, written, shown) in [
+            ("dump.ghost-limit", "1536K", "1536K"),
+            ("dump.ghost-limit", "1024M", "1G"),
+            ("dump.timeout", "90", "90s"),
+            ("dump.timeout", "2m", "2m"),
+            ("restore.timeout", "1500ms", "1500ms"),
+            ("dump.external", "mnt[/a]:a, mnt[/b]:b", "mnt[/a]:a,mnt[/b]:b"),
+            ("db.path", "", ""),
+            ("checkpoint.compression", "zstd", "zstd"),
+        ] {
+            let mut settings = Settings::default();
+            let key = find(name).expect(name);
+            (key.set)(&mut settings, &Value::Text(written.to_owned())).expect(written);
+            assert_eq!((key.get)(&settings), shown, "{name} = {written}");
+        }
+    }
+
+    /// A setting nobody can look up does not exist.
+    #[test]
+    fn the_manual_has_every_setting_with_its_default() {
+        let manual = include_str!("../../docs/settings.md");
+        for key in KEYS {
+            let default = (key.get)(&Settings::default());
+            let row = format!(
+                "| `{}` | {} |",
+                key.name,
+                if default.is_empty() {
+                    String::new()
+                } else {
+                    format!("`{default}`")
+                }
+            );
+            assert!(
+                manual.contains(&row.replace("|  |", "| |")),
+                "docs/settings.md lacks {row}"
             );
         }
     }

@@ -1,341 +1,247 @@
-//! Layers of settings: the file and the annotations, laid over the defaults.
+//! Layers of settings, laid over each other.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::fs::File;
-use std::io::{self, ErrorKind, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use thiserror::Error;
-
-use crate::key;
+use crate::environment::Environment;
+use crate::file::{self, Place};
+use crate::key::{Key, Scope};
+use crate::name::{self, Meaning};
 use crate::settings::Settings;
+use crate::source::{ConfigError, Source};
 use crate::value::{Problem, Value};
-
-/// Where the file is, unless `CEDANA_CONFIG` names another.
-pub const CONFIG_PATH: &str = "/etc/cedana/config.json";
 
 /// What our annotations begin with.
 pub const ANNOTATION_PREFIX: &str = "cedana.";
 
 /// The sections that are settings. Other annotations of ours (`cedana.job`, `cedana.restore`) name things; they are not
 /// settings and not looked at here.
-const SECTIONS: [&str; 2] = ["dump.", "restore."];
+const SECTIONS: [&str; 5] = ["dump.", "restore.", "checkpoint.", "db.", "criu."];
 
-/// Short spellings of annotations people write by hand.
-const ALIASES: [(&str, &str); 1] = [("leave-running", "dump.leave-running")];
+/// An annotation that is a setting without being in a section.
+const SHORT_ANNOTATION: &str = "leave-running";
 
-/// The file is read into memory in one piece by every shim; all settings together need under 1 KiB.
-const FILE_SIZE_MAX: u64 = 64 * 1024;
-
-/// Where a value came from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+/// What may be laid over the defaults, from the bottom up. What is empty changes nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Layers<'a> {
     /// The configuration file.
-    File(PathBuf),
-    /// An annotation of the container, by its name.
-    Annotation(String),
+    pub file: Option<Place>,
+    /// The table of containerd's runtime options, as text; only its `cedana` part counts.
+    pub runtime_options: Option<&'a str>,
+    /// Variables.
+    pub environment: Environment,
+    /// Annotations of the container.
+    pub annotations: Option<&'a BTreeMap<String, String>>,
+    /// What the command line says, by dotted name.
+    pub flags: Option<&'a BTreeMap<String, String>>,
 }
 
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(path) => write!(f, "{}", path.display()),
-            Self::Annotation(name) => write!(f, "annotation {name}"),
-        }
+impl Layers<'_> {
+    /// File and environment of this process; `dir` is the directory that a flag names.
+    ///
+    /// # Errors
+    /// As [`file::locate`].
+    pub fn of_this_process(dir: Option<&Path>) -> Result<Self, ConfigError> {
+        let environment = Environment::own();
+        let file = file::locate(&environment, dir, is_root())?;
+        Ok(Self {
+            file,
+            environment,
+            ..Self::default()
+        })
     }
 }
 
-/// Why there are no settings.
-#[derive(Debug, Error)]
-pub enum ConfigError {
-    /// The file is there and cannot be read.
-    #[error("read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        source: io::Error,
-    },
-    /// The file is not what it should be.
-    #[error("read {}: {problem}", path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        problem: String,
-    },
-    /// No such setting.
-    #[error("know setting {name:?} from {origin}{}", suggestion.map(|s| format!(": did you mean {s:?}?")).unwrap_or_default())]
-    Unknown {
-        /// The dotted name as it was written.
-        name: String,
-        /// Who wrote it.
-        origin: Source,
-        /// The nearest real name.
-        suggestion: Option<&'static str>,
-    },
-    /// A setting that only the host's file may have.
-    #[error("take setting {name:?} from {origin}: only the host's configuration file may have it")]
-    HostOnly {
-        /// The dotted name.
-        name: String,
-        /// Who wrote it.
-        origin: Source,
-    },
-    /// A setting has a value it cannot have.
-    #[error("use setting {name:?} from {origin}: the value is {problem}")]
-    Value {
-        /// The dotted name.
-        name: String,
-        /// Who wrote it.
-        origin: Source,
-        /// What is wrong.
-        problem: Problem,
-    },
-}
-
-/// The settings for a container with these annotations, from the file of this host. A host without the file is normal.
+/// The settings that these layers make.
 ///
 /// # Errors
-/// The first thing wrong with the file or the annotations.
-pub fn resolve(annotations: &BTreeMap<String, String>) -> Result<Settings, ConfigError> {
-    let path = std::env::var_os("CEDANA_CONFIG").map_or_else(|| PathBuf::from(CONFIG_PATH), PathBuf::from);
-    resolve_from(&path, annotations)
-}
-
-/// The same with the file's path given.
-///
-/// # Errors
-/// As [`resolve`].
-pub fn resolve_from(path: &Path, annotations: &BTreeMap<String, String>) -> Result<Settings, ConfigError> {
+/// The first thing wrong in them, from the bottom up.
+pub fn resolve_layers(layers: &Layers<'_>) -> Result<Settings, ConfigError> {
     let mut settings = Settings::default();
-    if let Some(text) = read(path)? {
-        let origin = Source::File(path.to_owned());
-        let values = parse_file(&text).map_err(|problem| ConfigError::Malformed {
-            path: path.to_owned(),
-            problem,
-        })?;
-        for (name, value) in values {
-            let value = value.map_err(|problem| bad_value(&name, &origin, problem))?;
-            apply(&mut settings, &name, &value, &origin)?;
-        }
+    if let Some(file) = &layers.file {
+        lay(&mut settings, file.settings()?)?;
     }
-    annotate(&mut settings, annotations)?;
+    if let Some(table) = layers.runtime_options {
+        lay(&mut settings, of_runtime_options(table)?)?;
+    }
+    lay(&mut settings, layers.environment.settings()?)?;
+    if let Some(annotations) = layers.annotations {
+        lay(&mut settings, of_annotations(annotations)?)?;
+    }
+    if let Some(flags) = layers.flags {
+        lay(&mut settings, of_flags(flags)?)?;
+    }
     Ok(settings)
 }
 
-/// The settings for a container with these annotations on a host whose file cannot be used.
+/// The settings for a container with these annotations, from the file of this host and the environment of this process.
+///
+/// # Errors
+/// The first thing wrong with any of them.
+pub fn resolve(annotations: &BTreeMap<String, String>) -> Result<Settings, ConfigError> {
+    let layers = Layers::of_this_process(None)?;
+    resolve_layers(&Layers {
+        annotations: Some(annotations),
+        ..layers
+    })
+}
+
+/// The settings for a container with these annotations on a host whose file cannot be used. The environment counts if
+/// nothing is wrong with it.
 ///
 /// # Errors
 /// The first thing wrong with the annotations.
 pub fn resolve_without_file(annotations: &BTreeMap<String, String>) -> Result<Settings, ConfigError> {
-    let mut settings = Settings::default();
-    annotate(&mut settings, annotations)?;
+    let environment = Layers {
+        environment: Environment::own(),
+        ..Layers::default()
+    };
+    let mut settings = resolve_layers(&environment).unwrap_or_default();
+    lay(&mut settings, of_annotations(annotations)?)?;
     Ok(settings)
 }
 
-fn annotate(settings: &mut Settings, annotations: &BTreeMap<String, String>) -> Result<(), ConfigError> {
-    for (annotation, text) in annotations {
-        if let Some(name) = setting_of(annotation) {
-            let origin = Source::Annotation(annotation.clone());
-            if key::HOST_ONLY.contains(&name) {
-                return Err(ConfigError::HostOnly {
-                    name: name.to_owned(),
-                    origin,
-                });
-            }
-            apply(settings, name, &Value::Text(text.clone()), &origin)?;
+impl Settings {
+    /// These settings, and over them what the command line says for one operation, by dotted name.
+    ///
+    /// # Errors
+    /// The first thing wrong with what it says.
+    pub fn with_flags(&self, flags: &BTreeMap<String, String>) -> Result<Self, ConfigError> {
+        let mut settings = self.clone();
+        lay(&mut settings, of_flags(flags)?)?;
+        Ok(settings)
+    }
+}
+
+/// One value, where it was found.
+#[derive(Debug)]
+pub(crate) struct Written {
+    /// The setting.
+    key: &'static Key,
+    /// Its name as it was written.
+    name: String,
+    /// The value, or why it can be none.
+    value: Result<Value, Problem>,
+    /// Who wrote it.
+    origin: Source,
+}
+
+impl Written {
+    /// Finds the setting of a written name.
+    pub(crate) fn new(
+        name: String,
+        value: Result<Value, Problem>,
+        origin: Source,
+    ) -> Result<Self, ConfigError> {
+        match name::meaning(&name) {
+            Meaning::Setting(key) => Ok(Self::of(key, name, value, origin)),
+            Meaning::OfGo(advice) => Err(ConfigError::OfGo { name, origin, advice }),
+            Meaning::Nothing(suggestion) => Err(ConfigError::Unknown {
+                name,
+                origin,
+                suggestion,
+            }),
         }
+    }
+
+    /// With the setting known already.
+    pub(crate) fn of(key: &'static Key, name: String, value: Result<Value, Problem>, origin: Source) -> Self {
+        Self {
+            key,
+            name,
+            value,
+            origin,
+        }
+    }
+
+    /// The setting's own name.
+    #[cfg(test)]
+    pub(crate) fn setting(&self) -> &'static str {
+        self.key.name
+    }
+}
+
+/// Lays one layer over what there is.
+fn lay(settings: &mut Settings, layer: Vec<Written>) -> Result<(), ConfigError> {
+    let mut seen: BTreeMap<&str, (String, Value)> = BTreeMap::new();
+    for Written {
+        key,
+        name,
+        value,
+        origin,
+    } in layer
+    {
+        let wrong = |problem| ConfigError::Value {
+            name: name.clone(),
+            origin: origin.clone(),
+            problem,
+        };
+        let value = value.map_err(wrong)?;
+        (key.set)(settings, &value).map_err(wrong)?;
+        // Two names of one setting that say the same do no harm.
+        if let Some((first, said)) = seen.insert(key.name, (name.clone(), value.clone()))
+            && said != value
+        {
+            return Err(ConfigError::Twice { name, origin, first });
+        }
+        drop(settings.sources.insert(key.name, origin));
     }
     Ok(())
 }
 
-fn read(path: &Path) -> Result<Option<String>, ConfigError> {
-    let failed = |source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
+fn of_runtime_options(table: &str) -> Result<Vec<Written>, ConfigError> {
+    let origin = Source::RuntimeOptions;
+    let malformed = |problem| ConfigError::Malformed {
+        origin: origin.clone(),
+        problem,
     };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    };
-    let mut text = String::new();
-    let length = file
-        .take(FILE_SIZE_MAX + 1)
-        .read_to_string(&mut text)
-        .map_err(failed)?;
-    if u64::try_from(length).is_ok_and(|length| length > FILE_SIZE_MAX) {
-        return Err(failed(io::Error::new(
-            ErrorKind::FileTooLarge,
-            format!("larger than {FILE_SIZE_MAX} bytes"),
-        )));
-    }
-    Ok(Some(text))
+    let values = crate::toml::parse_runtime_options(table).map_err(malformed)?;
+    let written = |(name, value)| Written::new(name, value, origin.clone());
+    values.into_iter().map(written).collect()
 }
 
-type Written = Vec<(String, Result<Value, Problem>)>;
-
-/// The dotted names and values of the file's text, in the order of the file's names.
-fn parse_file(text: &str) -> Result<Written, String> {
-    let json: serde_json::Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let serde_json::Value::Object(sections) = json else {
-        return Err("not a JSON object".to_owned());
-    };
-    let mut values = Vec::new();
-    for (section, content) in &sections {
-        match content {
-            serde_json::Value::Object(content) => {
-                values.extend(
-                    content
-                        .iter()
-                        .map(|(name, value)| (format!("{section}.{name}"), Value::from_json(value))),
-                );
-            }
-            other => values.push((section.clone(), Value::from_json(other))),
+fn of_annotations(annotations: &BTreeMap<String, String>) -> Result<Vec<Written>, ConfigError> {
+    let mut written = Vec::new();
+    for (annotation, text) in annotations {
+        let Some(name) = setting_of(annotation) else {
+            continue;
+        };
+        let origin = Source::Annotation(annotation.clone());
+        let one = Written::new(name.to_owned(), Ok(Value::Text(text.clone())), origin.clone())?;
+        if one.key.scope == Scope::Host {
+            return Err(ConfigError::HostOnly {
+                name: one.key.name.to_owned(),
+                origin,
+            });
         }
+        written.push(one);
     }
-    Ok(values)
+    Ok(written)
+}
+
+fn of_flags(flags: &BTreeMap<String, String>) -> Result<Vec<Written>, ConfigError> {
+    let written = |(name, text): (&String, &String)| {
+        Written::new(
+            name.clone(),
+            Ok(Value::Text(text.clone())),
+            Source::Flag(name.clone()),
+        )
+    };
+    flags.iter().map(written).collect()
 }
 
 /// The setting an annotation names, if it is one of ours and a setting at all.
 fn setting_of(annotation: &str) -> Option<&str> {
     let name = annotation.strip_prefix(ANNOTATION_PREFIX)?;
-    if let Some((_, long)) = ALIASES.iter().find(|(short, _)| *short == name) {
-        return Some(long);
-    }
-    SECTIONS
-        .iter()
-        .any(|section| name.starts_with(section))
-        .then_some(name)
+    let is_setting = name == SHORT_ANNOTATION || SECTIONS.iter().any(|section| name.starts_with(section));
+    is_setting.then_some(name)
 }
 
-fn apply(settings: &mut Settings, name: &str, value: &Value, origin: &Source) -> Result<(), ConfigError> {
-    let key = key::find(name).ok_or_else(|| ConfigError::Unknown {
-        name: name.to_owned(),
-        origin: origin.clone(),
-        suggestion: key::nearest(name),
-    })?;
-    (key.set)(settings, value).map_err(|problem| bad_value(name, origin, problem))?;
-    drop(settings.sources.insert(key.name, origin.clone()));
-    Ok(())
-}
-
-fn bad_value(name: &str, origin: &Source, problem: Problem) -> ConfigError {
-    ConfigError::Value {
-        name: name.to_owned(),
-        origin: origin.clone(),
-        problem,
-    }
+/// Whether the host's files are this process's own. Asked of /proc, as the effective user decides what it may write.
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::settings::Tcp;
-
-    #[test]
-    fn an_annotation_cannot_say_where_root_writes() {
-        for name in key::HOST_ONLY {
-            let annotation = format!("{ANNOTATION_PREFIX}{name}");
-            let refused = resolve_without_file(&BTreeMap::from([(annotation, "/tmp/x".to_owned())]));
-            assert!(matches!(refused, Err(ConfigError::HostOnly { .. })), "{name}");
-        }
-    }
-
-    fn with(file: Option<&str>, annotations: &[(&str, &str)]) -> Result<Settings, ConfigError> {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let path = dir.path().join("config.json");
-        if let Some(text) = file {
-            std::fs::write(&path, text).expect("write the file");
-        }
-        let annotations = annotations
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-            .collect();
-        resolve_from(&path, &annotations)
-    }
-
-    #[test]
-    fn no_file_and_no_annotations_are_the_defaults() {
-        assert_eq!(
-            with(None, &[("io.kubernetes.cri", "x")]).expect("defaults"),
-            Settings::default()
-        );
-    }
-
-    #[test]
-    fn an_annotation_wins_over_the_file_and_each_value_remembers_where_it_came_from() {
-        let file = r#"{"dump": {"tcp": "close", "ghost-limit": 7, "timeout": "30s"}}"#;
-        let settings = with(Some(file), &[("cedana.dump.tcp", "established")]).expect("settings");
-        assert_eq!(settings.dump.tcp, Tcp::Established);
-        assert_eq!(settings.dump.ghost_limit, 7);
-        assert_eq!(
-            settings.sources["dump.tcp"],
-            Source::Annotation("cedana.dump.tcp".to_owned())
-        );
-        assert!(matches!(settings.sources["dump.timeout"], Source::File(_)));
-        assert!(!settings.sources.contains_key("dump.file-locks"));
-    }
-
-    #[test]
-    fn the_short_spelling_of_leave_running_is_understood() {
-        assert!(
-            !with(None, &[("cedana.leave-running", "false")])
-                .expect("settings")
-                .dump
-                .leave_running
-        );
-    }
-
-    #[test]
-    fn annotations_that_are_not_settings_are_left_alone() {
-        let _ = with(
-            None,
-            &[
-                ("cedana.job", "x"),
-                ("cedana.restore", "y"),
-                ("other.dump.tcp", "z"),
-            ],
-        )
-        .expect("settings");
-    }
-
-    #[test]
-    fn what_is_wrong_is_said_with_its_place() {
-        for (file, annotation, expected) in [
-            (
-                Some(r#"{"dump": {"tpc": "close"}}"#),
-                None,
-                "did you mean \"dump.tcp\"?",
-            ),
-            (
-                Some(r#"{"dump": {"tcp": "often"}}"#),
-                None,
-                "\"often\", not one of default, established, close",
-            ),
-            (
-                Some(r#"{"dump": {"tcp": ["close"]}}"#),
-                None,
-                "the value is a list",
-            ),
-            (Some(r#"{"speed": 3}"#), None, "know setting \"speed\""),
-            (Some("[]"), None, "not a JSON object"),
-            (Some("{"), None, "EOF while parsing"),
-            (
-                None,
-                Some(("cedana.dump.ghost-limit", "big")),
-                "annotation cedana.dump.ghost-limit",
-            ),
-            (
-                None,
-                Some(("cedana.restore.lock", "skip")),
-                "know setting \"restore.lock\"",
-            ),
-        ] {
-            let error = with(file, annotation.as_slice()).expect_err(expected).to_string();
-            assert!(error.contains(expected), "{error:?} lacks {expected:?}");
-        }
-    }
-}
+mod tests;

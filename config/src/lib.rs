@@ -1,24 +1,40 @@
-//! The settings of dump, restore and the shim: what can be set, where it may come from, and where each value came from.
+//! The settings of `cedana` and the shim: what can be set, where it may come from, and where each value came from.
 //!
 //! ```text
-//!   defaults  <  /etc/cedana/config.json (or the file CEDANA_CONFIG names)  <  annotations of the container
-//!                 {"dump": {"tcp": "established"}}                             cedana.dump.tcp=established
+//!   defaults
+//!     < the file        /etc/cedana/config.json or .toml     {"dump": {"tcp": "established"}}
+//!     < runtime options of containerd's configuration        "cedana.dump.tcp" = "established"
+//!     < environment                                          CEDANA_DUMP_TCP=established
+//!     < annotations of the container                         cedana.dump.tcp=established
+//!     < flags of `cedana`                                    --tcp-established
 //! ```
 //!
-//! One table ([`Key`]) holds every setting under its dotted name; the file and the annotations are two spellings of it.
+//! One table ([`Key`]) holds every setting under its dotted name; the layers are spellings of it.
 //! Clients such as docker, nerdctl and kubelets drop checkpoint options under any runtime name but
 //! `io.containerd.runc.v2`, and all of them can set annotations: what a client cannot say in a request is said here.
 //!
 //! Invariants:
 //! - a name that is not in the table is an error that suggests the nearest one: a typo must not silently change a dump;
-//! - [`resolve`] is the only way to [`Settings`], and the only reader of files and of the environment here;
+//! - [`resolve_layers`] is the only way to [`Settings`]; nothing else here reads files or the environment;
+//! - an annotation never sets what is the host's ([`key::Scope`]);
 //! - no setting is secret, and none is a credential.
 
+pub mod environment;
+pub mod file;
 pub mod key;
 pub mod layer;
+pub mod name;
 pub mod settings;
+pub mod shown;
+pub mod source;
+mod toml;
 pub mod value;
 
+pub use environment::Environment;
+pub use file::Place;
 pub use key::{KEYS, Key};
-pub use layer::{ConfigError, Source, resolve, resolve_from, resolve_without_file};
-pub use settings::{Dump, NetworkLock, Restore, Settings, Tcp};
+pub use layer::{Layers, resolve, resolve_layers, resolve_without_file};
+pub use settings::{Compression, Dump, NetworkLock, Restore, Settings, Tcp};
+pub use shown::{Shown, shown};
+pub use source::{ConfigError, Source};
+pub use value::text_of_list;

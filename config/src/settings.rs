@@ -4,10 +4,17 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::layer::Source;
+use crate::source::Source;
 
 /// Logs of failed operations, one directory a container below it.
 const LOG_DIR: &str = "/var/log/cedana";
+
+/// Checkpoints made by `cedana` whose user names no directory. Not below /tmp: a checkpoint holds what the memory of a
+/// container holds, and is to be there after a reboot.
+const CHECKPOINT_DIR: &str = "/var/lib/cedana/checkpoints";
+
+/// The registry; the shims' spool is beside it.
+const DB_PATH: &str = "/var/lib/cedana/jobs.db";
 
 /// Everything that can be set, resolved once for a container.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -16,6 +23,10 @@ pub struct Settings {
     pub dump: Dump,
     /// For restores.
     pub restore: Restore,
+    /// For what `cedana` keeps.
+    pub checkpoint: Checkpoint,
+    /// For the registry of jobs.
+    pub db: Db,
     /// Where each value that is not a default came from, by dotted name.
     pub sources: BTreeMap<&'static str, Source>,
 }
@@ -70,6 +81,8 @@ pub struct Dump {
     pub timeout: Duration,
     /// `dump.log-dir`: where the log of a failed dump survives its bundle.
     pub log_dir: PathBuf,
+    /// `dump.external`: what of the host CRIU leaves out, each as its option `external` takes it.
+    pub external: Vec<String>,
 }
 
 impl Default for Dump {
@@ -87,6 +100,7 @@ impl Default for Dump {
             network_lock: NetworkLock::Auto,
             timeout: Duration::ZERO,
             log_dir: PathBuf::from(LOG_DIR),
+            external: Vec::new(),
         }
     }
 }
@@ -114,6 +128,57 @@ impl Default for Restore {
             timeout: Duration::ZERO,
             skip_file_check: false,
             log_dir: PathBuf::from(LOG_DIR),
+        }
+    }
+}
+
+/// How a checkpoint is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Compression {
+    /// Not: it stays a directory.
+    #[default]
+    None,
+    /// One file, as large as its content.
+    Tar,
+    /// The tar file through gzip.
+    Gzip,
+    /// The tar file through LZ4.
+    Lz4,
+    /// The tar file through zlib.
+    Zlib,
+    /// The tar file through Zstandard.
+    Zstd,
+}
+
+/// Settings of what `cedana` keeps. Clients that name a directory of their own are not concerned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// `checkpoint.dir`.
+    pub dir: PathBuf,
+    /// `checkpoint.compression`.
+    pub compression: Compression,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self {
+            dir: PathBuf::from(CHECKPOINT_DIR),
+            compression: Compression::None,
+        }
+    }
+}
+
+/// Settings of the registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Db {
+    /// `db.path`: the database; none means that no job is registered at all.
+    pub path: Option<PathBuf>,
+}
+
+impl Default for Db {
+    fn default() -> Self {
+        Self {
+            path: Some(PathBuf::from(DB_PATH)),
         }
     }
 }

@@ -6,10 +6,13 @@ use std::time::Duration;
 /// The longest text a value may have: a path at most.
 const TEXT_LENGTH_MAX: usize = 4096;
 
+/// The most entries a list may have; each is an argument for CRIU.
+const LIST_LENGTH_MAX: usize = 64;
+
 /// What is wrong with a value: a fragment that fits after "the value is".
 pub type Problem = String;
 
-/// A value as the file or an annotation has it. Annotations know only text, so every type can be read from text.
+/// A value as somebody wrote it. Annotations and the environment know only text, so every type can be read from text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Value {
     /// `true` or `false` in the file.
@@ -18,6 +21,8 @@ pub enum Value {
     Number(u64),
     /// Text.
     Text(String),
+    /// A list of texts in the file.
+    List(Vec<String>),
 }
 
 impl Value {
@@ -28,18 +33,78 @@ impl Value {
     pub fn from_json(json: &serde_json::Value) -> Result<Self, Problem> {
         match json {
             serde_json::Value::Bool(value) => Ok(Self::Boolean(*value)),
-            serde_json::Value::String(value) if value.len() <= TEXT_LENGTH_MAX => {
-                Ok(Self::Text(value.clone()))
-            }
+            serde_json::Value::String(value) => Self::text(value),
             serde_json::Value::Number(value) => value
                 .as_u64()
                 .map(Self::Number)
                 .ok_or_else(|| format!("{value}, not a whole number")),
+            serde_json::Value::Array(entries) => {
+                let text = |entry: &serde_json::Value| Self::text(entry.as_str()?).ok();
+                Self::texts(entries.iter().map(text))
+            }
             other => Err(format!(
-                "{}, not a boolean, a number or a short text",
+                "{}, not a boolean, a number, a short text or a list of them",
                 name_of(other)
             )),
         }
+    }
+
+    /// A text, if it is short enough.
+    pub(crate) fn text(text: &str) -> Result<Self, Problem> {
+        if text.len() > TEXT_LENGTH_MAX {
+            return Err(format!(
+                "a text of {} bytes, more than {TEXT_LENGTH_MAX}",
+                text.len()
+            ));
+        }
+        Ok(Self::Text(text.to_owned()))
+    }
+
+    /// A list, if all its entries are texts.
+    pub(crate) fn texts(entries: impl Iterator<Item = Option<Self>>) -> Result<Self, Problem> {
+        let text = |entry| match entry {
+            Some(Self::Text(text)) => Some(text),
+            _ => None,
+        };
+        let entries: Option<Vec<String>> = entries.map(text).collect();
+        entries
+            .map(Self::List)
+            .ok_or_else(|| "a list of something else than short texts".to_owned())
+    }
+
+    /// Whether nothing was written: the word for "none".
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self::Text(text) if text.is_empty())
+    }
+
+    /// A list of texts; as text separated by commas, or as a JSON list if an entry has a comma.
+    ///
+    /// # Errors
+    /// What it is instead.
+    pub fn list(&self) -> Result<Vec<String>, Problem> {
+        let entries = match self {
+            Self::List(entries) => entries.clone(),
+            Self::Text(text) if text.starts_with('[') => {
+                serde_json::from_str(text).map_err(|error| format!("no list of texts: {error}"))?
+            }
+            Self::Text(text) => text
+                .split(',')
+                .map(|entry| entry.trim().to_owned())
+                .filter(|entry| !entry.is_empty())
+                .collect(),
+            other => return Err(format!("{}, not a list of texts", other.shown())),
+        };
+        if entries.len() > LIST_LENGTH_MAX {
+            return Err(format!(
+                "a list of {} entries, more than {LIST_LENGTH_MAX}",
+                entries.len()
+            ));
+        }
+        // They go into CRIU's configuration, where a line is an option.
+        if entries.iter().any(|entry| entry.contains(['\n', '"'])) {
+            return Err("a list with a line break or a quotation mark in an entry".to_owned());
+        }
+        Ok(entries)
     }
 
     /// `true` or `false`.
@@ -93,7 +158,7 @@ impl Value {
                     .and_then(|n| n.checked_mul(1 << shift))
                     .ok_or_else(wrong)
             }
-            Self::Boolean(_) => Err(wrong()),
+            Self::Boolean(_) | Self::List(_) => Err(wrong()),
         }
     }
 
@@ -115,7 +180,7 @@ impl Value {
                     _ => Err(wrong()),
                 }
             }
-            Self::Boolean(_) => Err(wrong()),
+            Self::Boolean(_) | Self::List(_) => Err(wrong()),
         }
     }
 
@@ -135,7 +200,46 @@ impl Value {
             Self::Boolean(value) => value.to_string(),
             Self::Number(value) => value.to_string(),
             Self::Text(text) => format!("{text:?}"),
+            Self::List(_) => "a list".to_owned(),
         }
+    }
+}
+
+/// A list as text that [`Value::list`] reads.
+pub fn text_of_list(entries: &[String]) -> String {
+    let plain = |entry: &String| !entry.is_empty() && !entry.contains(',') && entry.trim() == entry;
+    let first_is_plain = entries.first().is_none_or(|entry| !entry.starts_with('['));
+    if first_is_plain && entries.iter().all(plain) {
+        return entries.join(",");
+    }
+    serde_json::Value::from(entries).to_string()
+}
+
+/// The word of a value in its table; empty if it has none there.
+pub(crate) fn word_of<T: PartialEq>(value: T, words: &[(&str, T)]) -> String {
+    let found = words.iter().find(|(_, meant)| *meant == value);
+    found.map(|(word, _)| (*word).to_owned()).unwrap_or_default()
+}
+
+/// A size in the largest unit that says it exactly.
+pub(crate) fn text_of_bytes(bytes: u64) -> String {
+    let units = [(30, "G"), (20, "M"), (10, "K")];
+    let exact = units
+        .into_iter()
+        .find(|(shift, _)| bytes > 0 && bytes.trailing_zeros() >= *shift);
+    exact.map_or_else(
+        || bytes.to_string(),
+        |(shift, unit)| format!("{}{unit}", bytes >> shift),
+    )
+}
+
+/// A time in the largest unit that says it exactly.
+pub(crate) fn text_of_duration(time: Duration) -> String {
+    match (time.as_secs(), time.subsec_millis()) {
+        (0, 0) => "0".to_owned(),
+        (seconds, 0) if seconds % 60 == 0 => format!("{}m", seconds / 60),
+        (seconds, 0) => format!("{seconds}s"),
+        _ => format!("{}ms", time.as_millis()),
     }
 }
 
@@ -143,12 +247,11 @@ fn split_unit(text: &str) -> (&str, &str) {
     text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()))
 }
 
+/// What a value is called that can be none.
 fn name_of(json: &serde_json::Value) -> &'static str {
     match json {
         serde_json::Value::Null => "null",
-        serde_json::Value::Array(_) => "a list",
-        serde_json::Value::Object(_) => "an object",
-        _ => "too long",
+        _ => "an object",
     }
 }
 
@@ -188,6 +291,37 @@ mod tests {
             (text(""), Err(())),
         ] {
             assert_eq!(value.duration().map_err(drop), expected, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn lists() {
+        let list = |entries: &[&str]| {
+            Ok(entries
+                .iter()
+                .map(|entry| (*entry).to_owned())
+                .collect::<Vec<_>>())
+        };
+        for (value, expected) in [
+            (text(""), list(&[])),
+            (text("mnt[/a]:a, mnt[/b]:b"), list(&["mnt[/a]:a", "mnt[/b]:b"])),
+            (text(r#"["mnt[/a,b]:a"]"#), list(&["mnt[/a,b]:a"])),
+            (Value::List(vec!["x".to_owned()]), list(&["x"])),
+            (text("[1]"), Err(())),
+            (text("a\nleave-running"), Err(())),
+            (Value::List(vec!["a\"b".to_owned()]), Err(())),
+            (text(&"x,".repeat(LIST_LENGTH_MAX + 1)), Err(())),
+            (Value::Number(3), Err(())),
+        ] {
+            let read = value.list();
+            assert_eq!(read.clone().map_err(drop), expected, "{value:?}");
+            if let Ok(entries) = read {
+                assert_eq!(
+                    text(&text_of_list(&entries)).list(),
+                    Ok(entries),
+                    "there and back"
+                );
+            }
         }
     }
 
