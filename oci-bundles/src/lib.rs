@@ -4,6 +4,7 @@
 //!  <bundle>/config.json --spec--> SpecView          (a few fields, never the whole specification)
 //!           config.json <--spec-- inject_annotations (everything else stays byte for byte)
 //!  Create.rootfs -------mounts--> <bundle>/rootfs    (undone when one of them fails)
+//!  <checkpoint>/ <----archive---> <checkpoint>.tar.zst (feature `archive`; not in the shim)
 //! ```
 //!
 //! Invariants:
@@ -16,3 +17,6 @@
 pub mod spec;
 
 pub mod mounts;
+
+#[cfg(feature = "archive")]
+pub mod archive;

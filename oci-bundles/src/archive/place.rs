@@ -1,0 +1,165 @@
+//! Makes files below a directory, and never anywhere else.
+//!
+//! The kernel holds to that (`openat2`, Linux 5.6): no component of a path is a symlink, goes up or crosses a mount.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::{Mode, fchmod, mkdirat};
+use nix::unistd::{linkat, symlinkat};
+
+/// A directory in which things are made.
+#[derive(Debug)]
+pub struct Place {
+    top: OwnedFd,
+    /// The directory that something was last made in: mostly the next goes there too.
+    last: Option<(PathBuf, OwnedFd)>,
+}
+
+impl Place {
+    /// The directory at a path, which is its caller's own and may go through symlinks.
+    pub fn open(path: &Path) -> nix::Result<Self> {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_PATH | OFlag::O_CLOEXEC;
+        Ok(Self {
+            top: nix::fcntl::open(path, flags, Mode::empty())?,
+            last: None,
+        })
+    }
+
+    /// A new file for writing; with its mode, whatever the umask.
+    pub fn create_file(&mut self, path: &Path, mode: Mode) -> nix::Result<File> {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let parent = self.parent(path)?;
+        let file = openat2(
+            parent,
+            name(path)?,
+            how(flags).mode(Mode::S_IRUSR | Mode::S_IWUSR),
+        )?;
+        fchmod(&file, mode)?;
+        Ok(file.into())
+    }
+
+    /// A directory, for its owner only; one that is there is fine.
+    pub fn create_dir(&mut self, path: &Path) -> nix::Result<()> {
+        let _dir = self.dir(path)?;
+        Ok(())
+    }
+
+    /// Sets the mode of a directory.
+    pub fn set_dir_mode(&mut self, path: &Path, mode: Mode) -> nix::Result<()> {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let at = if path.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            path
+        };
+        fchmod(openat2(&self.top, at, how(flags))?, mode)
+    }
+
+    /// A symlink. Its target is the caller's to judge.
+    pub fn create_symlink(&mut self, path: &Path, target: &Path) -> nix::Result<()> {
+        let parent = self.parent(path)?;
+        symlinkat(target, parent, name(path)?)
+    }
+
+    /// Another name for a file here.
+    pub fn create_link(&mut self, path: &Path, first: &Path) -> nix::Result<()> {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let from = match first.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => openat2(&self.top, parent, how(flags))?,
+            _ => openat2(&self.top, ".", how(flags))?,
+        };
+        let to = self.parent(path)?;
+        // Without AT_SYMLINK_FOLLOW a symlink gets a second name, and is not followed.
+        linkat(from, name(first)?, to, name(path)?, AtFlags::empty())
+    }
+
+    fn parent(&mut self, path: &Path) -> nix::Result<&OwnedFd> {
+        self.dir(path.parent().unwrap_or(Path::new("")))
+    }
+
+    /// A directory below the top, made with those above it if need be.
+    fn dir(&mut self, path: &Path) -> nix::Result<&OwnedFd> {
+        if path.as_os_str().is_empty() {
+            return Ok(&self.top);
+        }
+        if self.last.as_ref().is_none_or(|(last, _)| last != path) {
+            let fd = self.open_or_make(path)?;
+            self.last = Some((path.to_owned(), fd));
+        }
+        self.last.as_ref().map(|(_, fd)| fd).ok_or(Errno::ENOENT)
+    }
+
+    fn open_or_make(&self, path: &Path) -> nix::Result<OwnedFd> {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_PATH | OFlag::O_CLOEXEC;
+        match openat2(&self.top, path, how(flags)) {
+            Err(Errno::ENOENT) => {}
+            result => return result,
+        }
+        let mut dir: Option<OwnedFd> = None;
+        for part in path.iter() {
+            let at = dir.as_ref().unwrap_or(&self.top);
+            match mkdirat(at, part, Mode::S_IRWXU) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(error) => return Err(error),
+            }
+            dir = Some(openat2(at, part, how(flags))?);
+        }
+        dir.ok_or(Errno::ENOENT)
+    }
+}
+
+fn how(flags: OFlag) -> OpenHow {
+    OpenHow::new().flags(flags).resolve(
+        ResolveFlag::RESOLVE_BENEATH
+            | ResolveFlag::RESOLVE_NO_SYMLINKS
+            | ResolveFlag::RESOLVE_NO_MAGICLINKS
+            | ResolveFlag::RESOLVE_NO_XDEV,
+    )
+}
+
+fn name(path: &Path) -> nix::Result<&Path> {
+    path.file_name().map(Path::new).ok_or(Errno::EISDIR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_made_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let (top, outside) = (dir.path().join("top"), dir.path().join("outside"));
+        std::fs::create_dir(&top).unwrap();
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("secret"), "").unwrap();
+        std::os::unix::fs::symlink("../outside", top.join("up")).unwrap();
+        std::os::unix::fs::symlink("../outside/new", top.join("dangling")).unwrap();
+        let mut place = Place::open(&top).unwrap();
+        let mode = Mode::S_IRUSR;
+        for path in ["up/a", "../a", "a/../../b", "/a", "dangling", "up/x/y"] {
+            assert!(place.create_file(Path::new(path), mode).is_err(), "{path}");
+            assert!(
+                place.create_symlink(Path::new(path), Path::new("t")).is_err(),
+                "{path}"
+            );
+        }
+        for path in ["up", "up/d", "../d", "dangling"] {
+            assert!(place.create_dir(Path::new(path)).is_err(), "{path}");
+        }
+        for first in ["up/secret", "../outside/secret"] {
+            assert!(
+                place.create_link(Path::new("l"), Path::new(first)).is_err(),
+                "{first}"
+            );
+        }
+        assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+        drop(place.create_file(Path::new("a/b/c"), mode).unwrap());
+        place.create_link(Path::new("a/l"), Path::new("a/b/c")).unwrap();
+        assert!(top.join("a/l").exists());
+    }
+}

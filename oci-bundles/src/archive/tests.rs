@@ -1,0 +1,158 @@
+//! Archives there and back, and through the ordinary tools.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::process::Command;
+
+use super::*;
+
+pub(super) fn quiet(_: Progress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// Bytes that hardly compress, always the same.
+pub(super) fn noise(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// A directory like a checkpoint, with what is rare in one too.
+fn checkpoint(at: &Path) {
+    fs::create_dir_all(at.join("checkpoint/empty")).unwrap();
+    fs::write(at.join("config.dump"), "{}").unwrap();
+    fs::write(at.join("checkpoint/core-1.img"), noise(700)).unwrap();
+    fs::write(at.join("checkpoint/nothing.img"), "").unwrap();
+    // Longer than a piece, not a multiple of a block, zeros in the middle and at the end.
+    let mut pages = noise(3 << 20);
+    pages[1 << 20..2 << 20].fill(0);
+    pages.extend(vec![0; (1 << 20) + 5]);
+    fs::write(at.join("checkpoint/pages-1.img"), pages).unwrap();
+    fs::hard_link(at.join("config.dump"), at.join("checkpoint/same")).unwrap();
+    symlink("../config.dump", at.join("checkpoint/parent")).unwrap();
+    let long = "n".repeat(200);
+    fs::write(at.join(&long), "a long name").unwrap();
+    symlink(format!("../{long}"), at.join("checkpoint/to-long")).unwrap();
+    fs::set_permissions(at.join("config.dump"), fs::Permissions::from_mode(0o640)).unwrap();
+    fs::set_permissions(at.join("checkpoint/empty"), fs::Permissions::from_mode(0o750)).unwrap();
+}
+
+/// What there is below a directory: names, modes, contents.
+fn listing(at: &Path) -> Vec<(PathBuf, u32, Vec<u8>)> {
+    let found = tree::list(at).unwrap();
+    let mut all: Vec<_> = found
+        .into_iter()
+        .map(|found| {
+            let content = match &found.entry.kind {
+                entry::Kind::File => fs::read(&found.path).unwrap(),
+                entry::Kind::Symlink(target) => target.as_os_str().as_encoded_bytes().to_vec(),
+                _ => Vec::new(),
+            };
+            (found.entry.path, found.entry.mode, content)
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+fn assert_same(a: &Path, b: &Path, what: &str) {
+    for (a, b) in listing(a).iter().zip(listing(b)) {
+        assert!(*a == b, "{what}: {} and {}", a.0.display(), b.0.display());
+    }
+    assert_eq!(listing(a).len(), listing(b).len(), "{what}");
+}
+
+#[test]
+fn every_form_comes_back_as_it_went() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = dir.path().join("from");
+    checkpoint(&from);
+    for form in Form::ALL.into_iter().filter(|form| *form != Form::Directory) {
+        let archive = dir.path().join(format!("a{}", form.suffix()));
+        let packed = pack(&from, &archive, form, &mut quiet).unwrap();
+        assert_eq!(packed.bytes, fs::metadata(&archive).unwrap().len());
+        assert_eq!(detect(&archive).unwrap(), form);
+        let to = dir.path().join(format!("to-{form}"));
+        let unpacked = unpack(&archive, &to, &Limits::default(), &mut quiet).unwrap();
+        assert_eq!(unpacked.parts, packed.parts, "{form}");
+        assert_eq!(unpacked.bytes, packed.bytes_raw);
+        assert_same(&from, &to, form.word());
+        let inode = |name: &str| fs::metadata(to.join(name)).unwrap().ino();
+        assert_eq!(inode("config.dump"), inode("checkpoint/same"));
+        let pages = fs::metadata(to.join("checkpoint/pages-1.img")).unwrap();
+        assert!(pages.blocks() * 512 < pages.len(), "{form}: no hole");
+        assert_eq!(fs::metadata(&to).unwrap().mode() & 0o7777, 0o700);
+        assert_eq!(
+            verify(&archive, &Limits::default(), &mut quiet).unwrap(),
+            unpacked
+        );
+    }
+    assert_eq!(hidden(dir.path()), 0, "something is left beside the archives");
+}
+
+/// Files in a directory whose names begin with a dot, as partial ones do.
+pub(super) fn hidden(dir: &Path) -> usize {
+    let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+    names
+        .filter(|name| name.as_encoded_bytes().starts_with(b"."))
+        .count()
+}
+
+#[expect(clippy::print_stderr, reason = "a test that does not run says so")]
+pub(super) fn skip(name: &str, lacking: &str) {
+    eprintln!("skipped {name}: no {lacking}");
+}
+
+#[test]
+fn the_ordinary_tools_read_it_and_we_read_theirs() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = dir.path().join("from");
+    checkpoint(&from);
+    for (form, packer, unpacker) in [
+        (Form::Tar, "cat", "cat"),
+        (Form::Gzip, "gzip", "gzip -d"),
+        (Form::Zstd, "zstd -q", "zstd -q -d"),
+        (Form::Zstd, "zstd -q -19 --long=27 -T1", "zstd -q -d"),
+        (Form::Lz4, "lz4 -q", "lz4 -q -d"),
+        (Form::Lz4, "lz4 -q -BD -B4 --no-frame-crc", "lz4 -q -d"),
+    ] {
+        let tool = packer.split(' ').next().unwrap();
+        let here = Command::new("sh")
+            .args(["-c", &format!("command -v {tool} tar >/dev/null")])
+            .status();
+        if !here.unwrap().success() {
+            skip("the_ordinary_tools_read_it_and_we_read_theirs", tool);
+            continue;
+        }
+        let run = |script: &str| {
+            let out = Command::new("sh")
+                .args(["-ec", script])
+                .current_dir(dir.path())
+                .output()
+                .unwrap();
+            assert!(
+                out.status.success(),
+                "{script}: {}",
+                String::from_utf8_lossy(&out.stderr)
+            );
+        };
+        run("rm -rf ours theirs theirs.out ours.out");
+        drop(pack(&from, &dir.path().join("ours"), form, &mut quiet).unwrap());
+        run(&format!(
+            "mkdir ours.out; {unpacker} < ours | tar -x -p -C ours.out"
+        ));
+        assert_same(&from, &dir.path().join("ours.out"), unpacker);
+        run(&format!("tar -c --sparse -C from . | {packer} > theirs"));
+        let out = dir.path().join("theirs.out");
+        let unpacked = unpack(&dir.path().join("theirs"), &out, &Limits::default(), &mut quiet).unwrap();
+        assert_eq!(unpacked.form, form);
+        assert_same(&from, &out, packer);
+    }
+}

@@ -1,0 +1,421 @@
+//! An archive out into a directory, or read through without one.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::stat::Mode;
+
+use super::decode::Decoder;
+use super::encode::is_zero;
+use super::entry::{Entry, Kind, Span, stays_inside};
+use super::form::{Form, detect};
+use super::limits::{Limits, RATIO_FREE_BYTES};
+use super::pack::{Part, tell};
+use super::partial::Partial;
+use super::place::Place;
+use super::reader::{ReadError, Reader};
+use super::{ArchiveError, OnProgress, Progress, Step};
+
+/// Bytes of a file that are read and written at once.
+const DATA_BYTES: usize = 256 << 10;
+
+/// The stretch of zeros, in bytes, that becomes a hole instead of data: a page, and a file system's block.
+const HOLE_BYTES: usize = 4096;
+
+/// What was unpacked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unpacked {
+    /// The form that the archive has.
+    pub form: Form,
+    /// Bytes of the files.
+    pub bytes: u64,
+    /// The files, in their order.
+    pub parts: Vec<Part>,
+}
+
+/// Unpacks an archive into a directory that must not exist, for its owner only; set-id bits and owners in the archive
+/// are not honoured. On any failure the directory is not there. It is not synced: an archive can be unpacked again.
+pub fn unpack(
+    archive: &Path,
+    dest: &Path,
+    limits: &Limits,
+    on_progress: &mut OnProgress<'_>,
+) -> Result<Unpacked, ArchiveError> {
+    let form = detect_file(archive)?;
+    let partial = Partial::beside(dest)?;
+    partial.create_dir()?;
+    let place =
+        Place::open(partial.path()).map_err(|error| ArchiveError::storage("open", partial.path(), error))?;
+    let mut out = Out {
+        dest,
+        place,
+        dirs: Vec::new(),
+        symlinks: Vec::new(),
+    };
+    let mut passage = Passage::new(archive, form, Step::Unpack, limits, on_progress)?;
+    passage.all(&mut Some(&mut out))?;
+    let (bytes, parts) = (passage.bytes, passage.parts);
+    out.finish(archive)?;
+    partial.commit(false)?;
+    Ok(Unpacked { form, bytes, parts })
+}
+
+/// Reads an archive through, as [`unpack`] would, and makes nothing: what is returned is what is in it.
+pub fn verify(
+    archive: &Path,
+    limits: &Limits,
+    on_progress: &mut OnProgress<'_>,
+) -> Result<Unpacked, ArchiveError> {
+    let form = detect_file(archive)?;
+    let mut passage = Passage::new(archive, form, Step::Verify, limits, on_progress)?;
+    passage.all(&mut None)?;
+    Ok(Unpacked {
+        form,
+        bytes: passage.bytes,
+        parts: passage.parts,
+    })
+}
+
+/// Reads an archive back that was just written, and compares.
+pub(super) fn read_back(
+    archive: &Path,
+    form: Form,
+    parts: &[Part],
+    on_progress: &mut OnProgress<'_>,
+) -> Result<(), ArchiveError> {
+    // It is our own: how well its files compress proves nothing.
+    let limits = Limits {
+        ratio_max: u64::MAX,
+        ..Limits::default()
+    };
+    let mut passage = Passage::new(archive, form, Step::Verify, &limits, on_progress)?;
+    passage.all(&mut None)?;
+    if passage.parts == parts {
+        return Ok(());
+    }
+    let mut both = passage.parts.iter().zip(parts);
+    let at = both.find(|(read, written)| read != written);
+    let name = at.map_or_else(String::new, |(_, part)| format!(": {}", part.path.display()));
+    Err(ArchiveError::damaged(
+        archive,
+        format!("not what was written{name}"),
+    ))
+}
+
+fn detect_file(archive: &Path) -> Result<Form, ArchiveError> {
+    match detect(archive)? {
+        Form::Directory => Err(ArchiveError::Unsupported {
+            path: archive.to_owned(),
+            what: "a directory, not an archive".into(),
+        }),
+        form => Ok(form),
+    }
+}
+
+/// One way through an archive from its beginning to its end.
+struct Passage<'a, 'b> {
+    archive: &'a Path,
+    archive_bytes: u64,
+    reader: Reader<Decoder>,
+    limits: Limits,
+    buffer: Vec<u8>,
+    step: Step,
+    on_progress: &'a mut OnProgress<'b>,
+    /// Files by their names, for hard links: places in `parts`.
+    names: HashMap<PathBuf, usize>,
+    parts: Vec<Part>,
+    bytes: u64,
+    /// Bytes that took room: neither holes nor zeros.
+    bytes_solid: u64,
+}
+
+impl<'a, 'b> Passage<'a, 'b> {
+    fn new(
+        archive: &'a Path,
+        form: Form,
+        step: Step,
+        limits: &Limits,
+        on_progress: &'a mut OnProgress<'b>,
+    ) -> Result<Self, ArchiveError> {
+        let failed = |error| ArchiveError::storage("read", archive, error);
+        let file = File::open(archive).map_err(failed)?;
+        let archive_bytes = file.metadata().map_err(failed)?.len();
+        let decoder = Decoder::new(form, file).map_err(|error| ReadError::from(error).of(archive))?;
+        Ok(Self {
+            archive,
+            archive_bytes,
+            reader: Reader::new(decoder),
+            limits: limits.clone(),
+            buffer: vec![0; DATA_BYTES],
+            step,
+            on_progress,
+            names: HashMap::new(),
+            parts: Vec::new(),
+            bytes: 0,
+            bytes_solid: 0,
+        })
+    }
+
+    fn all(&mut self, out: &mut Option<&mut Out<'_>>) -> Result<(), ArchiveError> {
+        let mut count = 0u64;
+        while let Some(entry) = self.next_entry()? {
+            count += 1;
+            if count > self.limits.entries_max {
+                return Err(self.too_large("entries", self.limits.entries_max));
+            }
+            self.bytes = self.bytes.saturating_add(entry.size);
+            if self.bytes > self.limits.bytes_max {
+                return Err(self.too_large("bytes", self.limits.bytes_max));
+            }
+            self.one(entry, out)?;
+            self.tick()?;
+        }
+        Ok(())
+    }
+
+    fn next_entry(&mut self) -> Result<Option<Entry>, ArchiveError> {
+        self.reader.next_entry().map_err(|error| error.of(self.archive))
+    }
+
+    fn one(&mut self, entry: Entry, out: &mut Option<&mut Out<'_>>) -> Result<(), ArchiveError> {
+        let depth = entry.path.components().count().saturating_sub(1);
+        match &entry.kind {
+            Kind::File => {
+                let target = match out {
+                    Some(out) => Some(out.create(self.archive, &entry)?),
+                    None => None,
+                };
+                let digest = self.file(&entry, target.as_ref())?;
+                let place = self.parts.len();
+                if self.names.insert(entry.path.clone(), place).is_some() {
+                    return Err(self.refused(&entry, "it is there twice"));
+                }
+                self.parts.push(Part {
+                    path: entry.path,
+                    size: entry.size,
+                    digest,
+                });
+                Ok(())
+            }
+            Kind::HardLink(first) => {
+                let Some(place) = self.names.get(first).copied() else {
+                    return Err(self.refused(&entry, "a link to no file before it"));
+                };
+                if let Some(out) = out {
+                    out.made(self.archive, &entry, |place| {
+                        place.create_link(&entry.path, first)
+                    })?;
+                }
+                if self.names.insert(entry.path.clone(), place).is_some() {
+                    return Err(self.refused(&entry, "it is there twice"));
+                }
+                Ok(())
+            }
+            Kind::Directory => match out {
+                Some(out) => out.directory(self.archive, entry),
+                None => Ok(()),
+            },
+            Kind::Symlink(target) if !stays_inside(target, depth) => {
+                Err(self.refused(&entry, "a link that could lead out"))
+            }
+            Kind::Symlink(_) => {
+                if let Some(out) = out {
+                    out.symlinks.push(entry);
+                }
+                Ok(())
+            }
+            Kind::CharDevice(..) | Kind::BlockDevice(..) | Kind::Fifo => {
+                Err(self.refused(&entry, "a device or fifo, which no checkpoint has"))
+            }
+        }
+    }
+
+    /// The data of a file; its digest.
+    fn file(&mut self, entry: &Entry, target: Option<&Target>) -> Result<[u8; 32], ArchiveError> {
+        let mut hasher = blake3::Hasher::new();
+        let whole = [Span {
+            at: 0,
+            len: entry.size,
+        }];
+        let mut end = 0;
+        for span in entry.parts.as_deref().unwrap_or(&whole) {
+            self.hash_hole(&mut hasher, span.at - end)?;
+            let mut at = span.at;
+            end = span.at + span.len;
+            while at < end {
+                let wanted = DATA_BYTES.min(usize::try_from(end - at).unwrap_or(usize::MAX));
+                let count = self.fill(wanted)?;
+                let data = self.buffer.get(..count).unwrap_or_default();
+                let _hasher = hasher.update(data);
+                if let Some(target) = target {
+                    let solid = write_solid(&target.file, data, at).map_err(|error| target.failed(error))?;
+                    self.weigh(solid)?;
+                }
+                at += count as u64;
+                self.tick()?;
+            }
+        }
+        self.hash_hole(&mut hasher, entry.size - end)?;
+        if let Some(target) = target {
+            // Holes at the end are written by nobody.
+            let result = target.file.set_len(entry.size);
+            result.map_err(|error| target.failed(error))?;
+        }
+        Ok(*hasher.finalize().as_bytes())
+    }
+
+    /// Fills the buffer up to a length: whole pages are needed to see holes.
+    fn fill(&mut self, wanted: usize) -> Result<usize, ArchiveError> {
+        let mut count = 0;
+        while count < wanted {
+            let rest = self.buffer.get_mut(count..wanted).unwrap_or_default();
+            count += self.reader.data(rest).map_err(|error| error.of(self.archive))?;
+        }
+        Ok(count)
+    }
+
+    fn hash_hole(&mut self, hasher: &mut blake3::Hasher, len: u64) -> Result<(), ArchiveError> {
+        let mut rest = len;
+        while rest > 0 {
+            let now = DATA_BYTES.min(usize::try_from(rest).unwrap_or(usize::MAX));
+            let zeros = self.buffer.get_mut(..now).unwrap_or_default();
+            zeros.fill(0);
+            let _hasher = hasher.update(zeros);
+            rest -= now as u64;
+            self.tick()?;
+        }
+        Ok(())
+    }
+
+    fn weigh(&mut self, solid: u64) -> Result<(), ArchiveError> {
+        self.bytes_solid += solid;
+        let most = self.archive_bytes.saturating_mul(self.limits.ratio_max);
+        if self.bytes_solid > most.max(RATIO_FREE_BYTES) {
+            return Err(self.too_large("times its own size", self.limits.ratio_max));
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self) -> Result<(), ArchiveError> {
+        let progress = Progress {
+            step: self.step,
+            done: self.reader.input().position(),
+            total: self.archive_bytes,
+        };
+        tell(self.on_progress, progress)
+    }
+
+    fn too_large(&self, what: &'static str, limit: u64) -> ArchiveError {
+        ReadError::TooLarge { what, limit }.of(self.archive)
+    }
+
+    fn refused(&self, entry: &Entry, why: &'static str) -> ArchiveError {
+        ReadError::refused(&entry.path, why).of(self.archive)
+    }
+}
+
+/// A file that is being unpacked.
+struct Target {
+    file: File,
+    /// As it is to be called; for messages.
+    path: PathBuf,
+}
+
+impl Target {
+    fn failed(&self, error: std::io::Error) -> ArchiveError {
+        ArchiveError::storage("write", &self.path, error)
+    }
+}
+
+/// Where an archive goes.
+struct Out<'a> {
+    /// As it is to be called; for messages.
+    dest: &'a Path,
+    place: Place,
+    /// Directories get their modes at the end: one without write permission is filled before.
+    dirs: Vec<Entry>,
+    /// Symlinks are made at the end, so that there is none to follow while files are made.
+    symlinks: Vec<Entry>,
+}
+
+impl Out<'_> {
+    fn create(&mut self, archive: &Path, entry: &Entry) -> Result<Target, ArchiveError> {
+        let file = self.made(archive, entry, |place| {
+            place.create_file(&entry.path, permissions(entry.mode))
+        })?;
+        let path = self.dest.join(&entry.path);
+        Ok(Target { file, path })
+    }
+
+    fn directory(&mut self, archive: &Path, entry: Entry) -> Result<(), ArchiveError> {
+        self.made(archive, &entry, |place| place.create_dir(&entry.path))?;
+        // The top one stays private, whatever the archive says.
+        if !entry.path.as_os_str().is_empty() {
+            self.dirs.push(entry);
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, archive: &Path) -> Result<(), ArchiveError> {
+        for entry in std::mem::take(&mut self.symlinks) {
+            let Kind::Symlink(target) = &entry.kind else {
+                continue;
+            };
+            self.made(archive, &entry, |place| place.create_symlink(&entry.path, target))?;
+        }
+        for entry in std::mem::take(&mut self.dirs) {
+            let mode = permissions(entry.mode) | Mode::S_IRWXU;
+            self.made(archive, &entry, |place| place.set_dir_mode(&entry.path, mode))?;
+        }
+        Ok(())
+    }
+
+    /// Makes something; what the kernel refuses because of what came before in the archive is the archive's fault.
+    fn made<T>(
+        &mut self,
+        archive: &Path,
+        entry: &Entry,
+        make: impl FnOnce(&mut Place) -> nix::Result<T>,
+    ) -> Result<T, ArchiveError> {
+        make(&mut self.place).map_err(|error| {
+            let refused = |why| ReadError::refused(&entry.path, why).of(archive);
+            match error {
+                Errno::EEXIST => refused("it is there twice"),
+                Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV => {
+                    refused("it goes through what is no directory")
+                }
+                Errno::ENAMETOOLONG => refused("its name is too long"),
+                error => ArchiveError::storage("create", &self.dest.join(&entry.path), error),
+            }
+        })
+    }
+}
+
+/// The nine bits: who unpacks owns the files, and what they were set-id for is somebody else.
+fn permissions(mode: u32) -> Mode {
+    Mode::from_bits_truncate(mode & 0o777)
+}
+
+/// Writes data at an offset without its zero pages; the bytes that were written.
+fn write_solid(file: &File, data: &[u8], at: u64) -> std::io::Result<u64> {
+    let mut written = 0;
+    let mut start = 0;
+    while start < data.len() {
+        let rest = data.get(start..).unwrap_or_default();
+        let pages = |rest: &[u8], zero: bool| {
+            let run = rest.chunks(HOLE_BYTES).take_while(|page| is_zero(page) == zero);
+            run.map(<[u8]>::len).sum::<usize>()
+        };
+        let hole = pages(rest, true);
+        let rest = rest.get(hole..).unwrap_or_default();
+        let solid = pages(rest, false);
+        let begin = at + (start + hole) as u64;
+        file.write_all_at(rest.get(..solid).unwrap_or_default(), begin)?;
+        written += solid as u64;
+        start += hole + solid;
+    }
+    Ok(written)
+}
