@@ -107,6 +107,26 @@ pub fn call<A: Message + Default>(
     block_on(exchange, method)
 }
 
+/// Calls a method of the shim's own service, which speaks JSON.
+pub fn call_job(socket: &Path, method: &str, request: &serde_json::Value) -> Answer<serde_json::Value> {
+    let request = Request {
+        service: "cedana.job.v1.Job".to_owned(),
+        method: method.to_owned(),
+        timeout_nano: i64::try_from(CALL_DEADLINE.as_nanos()).unwrap_or(i64::MAX),
+        payload: request.to_string().into_bytes(),
+        ..Request::default()
+    };
+    let address = format!("unix://{}", socket.display());
+    let exchange = async {
+        let client = ttrpc::asynchronous::Client::connect(&address)
+            .await
+            .map_err(refusal)?;
+        let response = client.request(request).await.map_err(refusal)?;
+        serde_json::from_slice(&response.payload).map_err(|error| Refusal::internal(error.to_string()))
+    };
+    block_on(exchange, method)
+}
+
 /// ttrpc has the numbers of gRPC's codes.
 fn refusal(error: ttrpc::Error) -> Refusal {
     match error {

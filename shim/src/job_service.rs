@@ -49,10 +49,16 @@ struct Method {
 #[async_trait]
 impl MethodHandler for Method {
     async fn handler(&self, _: TtrpcContext, request: Request) -> ttrpc::Result<Response> {
-        let answer = self.answer(&request.payload).await.map_err(status)?;
         let mut response = Response::new();
-        response.set_status(ttrpc::get_status(ttrpc::Code::OK, ""));
-        response.payload = answer;
+        match self.answer(&request.payload).await.map_err(status) {
+            Ok(answer) => {
+                response.set_status(ttrpc::get_status(ttrpc::Code::OK, ""));
+                response.payload = answer;
+            }
+            // An error that is returned as one reaches the client without its code.
+            Err(ttrpc::Error::RpcStatus(refusal)) => response.set_status(refusal),
+            Err(error) => return Err(error),
+        }
         Ok(response)
     }
 }
