@@ -27,3 +27,6 @@ pub mod preflight;
 pub mod spool;
 
 pub mod wire;
+
+#[cfg(feature = "registry")]
+pub mod registry;

@@ -238,20 +238,25 @@ impl Spool {
         Ok(removed)
     }
 
-    /// Takes the record aside before it is looked at: a shim may put a new one there at any moment.
     fn remove_if_sweepable(&self, name: &str) -> io::Result<bool> {
+        self.remove_if(name, is_sweepable)
+    }
+
+    /// Removes a record of which `judge` says so. It is taken aside before it is looked at: a shim may put a new one there at
+    /// any moment. One of a newer version stays.
+    pub(crate) fn remove_if(&self, name: &str, judge: impl Fn(&Record) -> bool) -> io::Result<bool> {
         let aside = file::temporary(&self.directory, name);
         let there = self.directory.join(name);
         match std::fs::rename(&there, &aside) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
             done => done?,
         }
-        let sweepable = match file::read(&aside, RECORD_BYTES_MAX) {
+        let done_with = match file::read(&aside, RECORD_BYTES_MAX) {
             Ok(Some((bytes, _))) => serde_json::from_slice::<Record>(&bytes)
-                .is_ok_and(|record| record.schema <= SCHEMA && is_sweepable(&record)),
+                .is_ok_and(|record| record.schema <= SCHEMA && judge(&record)),
             _ => false,
         };
-        if sweepable {
+        if done_with {
             remove_if_there(&aside)?;
             return Ok(true);
         }

@@ -1,0 +1,572 @@
+//! The registry: what the command line keeps of all jobs, and how it finds one.
+//!
+//! ```text
+//!  jobs.d/*.json  --refresh--> jobs.db (SQLite, WAL)  --jobs, find--> Job
+//!                                ^ adopt, enrich, add_checkpoint …
+//! ```
+//!
+//! Opening it never fails: a database that is missing is made, one that is damaged is put aside and made anew from the spool,
+//! and for one that is locked, newer, unwritable or has no room there is one in memory, and a warning. The same holds for what
+//! turns up later.
+
+pub mod find;
+pub mod job;
+
+mod intake;
+mod opening;
+mod rows;
+mod store;
+mod warning;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+pub use find::FindError;
+pub use job::{EngineKind, Job, Saved};
+pub use warning::Warning;
+
+use crate::liveness;
+use crate::record::{Checkpoint, Key, Process, Record, SCHEMA, Shim, Status, Stdio};
+use crate::spool::{self, Spool, SpoolError};
+use rows::{Kept, Row};
+use store::{Fault, Store, StoreError};
+
+/// Attempts to write what nobody else knows, of two seconds each: others write for milliseconds, but there may be many.
+const ATTEMPTS: usize = 5;
+
+/// What the registry cannot do.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// A namespace or an id that no container can have.
+    #[error(transparent)]
+    Name(#[from] SpoolError),
+    /// There is no checkpoint of this id.
+    #[error("there is no checkpoint {0}")]
+    NoCheckpoint(String),
+    /// The record of a job cannot be removed.
+    #[error("the record of the job cannot be removed: {0}")]
+    Spool(#[source] std::io::Error),
+    /// The database does not even work in memory.
+    #[error("the registry does not work: {0}")]
+    Broken(String),
+}
+
+impl From<StoreError> for RegistryError {
+    fn from(e: StoreError) -> Self {
+        Self::Broken(e.to_string())
+    }
+}
+
+/// A container of another shim that is to be a job.
+#[derive(Debug, Clone)]
+pub struct Adopted {
+    /// Which.
+    pub key: Key,
+    /// What the user calls it.
+    pub name: Option<String>,
+    /// Its image.
+    pub image: Option<String>,
+    /// The runtime it was made with: `io.containerd.runc.v2`.
+    pub runtime: String,
+    /// Its init.
+    pub init: Process,
+    /// Its bundle.
+    pub bundle: PathBuf,
+}
+
+/// What the engine of a container knows of it, and its shim does not.
+#[derive(Debug, Clone, Default)]
+pub struct Enrichment {
+    /// Who starts it.
+    pub engine_name: Option<EngineKind>,
+    /// What the engine calls it.
+    pub name: Option<String>,
+    /// Its image.
+    pub image: Option<String>,
+}
+
+/// A checkpoint that was found on disk, and what its manifest tells of the container.
+#[derive(Debug, Clone)]
+pub struct OnDisk {
+    /// Of which container.
+    pub key: Key,
+    /// What that was called.
+    pub name: Option<String>,
+    /// Its image.
+    pub image: Option<String>,
+    /// Its bundle, if known.
+    pub bundle: PathBuf,
+    /// The checkpoint.
+    pub checkpoint: Checkpoint,
+}
+
+/// A registry that was opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// It.
+    pub registry: Registry,
+    /// What the user should know.
+    pub warnings: Vec<Warning>,
+    /// It was made now: checkpoints and shims that its predecessor knew have to be looked for.
+    pub is_new: bool,
+}
+
+/// All jobs of this machine.
+#[derive(Debug)]
+pub struct Registry {
+    /// None only where not even one in memory can be had.
+    store: Option<Store>,
+    file: Option<PathBuf>,
+    inode: Option<u64>,
+    spool: Option<Spool>,
+    is_new: bool,
+    warnings: Vec<Warning>,
+}
+
+impl Registry {
+    /// Opens the registry at `path`, in whatever state it is.
+    pub fn open(path: &Path) -> Opened {
+        let spool = Spool::beside(path);
+        let found = opening::open(path, spool.directory());
+        let mut registry = Self {
+            store: None,
+            file: Some(path.to_owned()),
+            inode: opening::inode(path),
+            spool: Some(spool),
+            is_new: false,
+            warnings: Vec::new(),
+        };
+        match found {
+            Ok(found) => registry.adopt_found(path, found),
+            Err(e) => registry.fall_back(&e),
+        }
+        registry.opened()
+    }
+
+    /// A registry of nothing, where the settings say that there is none.
+    pub fn none() -> Opened {
+        let store = Store::in_memory().ok();
+        let registry = Self {
+            store,
+            file: None,
+            inode: None,
+            spool: None,
+            is_new: false,
+            warnings: Vec::new(),
+        };
+        registry.opened()
+    }
+
+    /// What the user should know since the last time this was asked.
+    pub fn take_warnings(&mut self) -> Vec<Warning> {
+        std::mem::take(&mut self.warnings)
+    }
+
+    /// Takes in what shims have published since the last time. Costs a stat a container where nothing has changed.
+    ///
+    /// # Errors
+    /// [`RegistryError::Broken`] only.
+    pub fn refresh(&mut self) -> Result<(), RegistryError> {
+        let Some(spool) = self.spool.clone() else {
+            return Ok(());
+        };
+        let problems = self.attempt(|store| intake::take_in(store, &spool))?;
+        self.warnings.extend(Warning::of_problems(problems));
+        match self.file {
+            Some(_) => self.attempt(|store| intake::tidy(store, &spool)),
+            // One in memory does not know all that a tidying hand has to know.
+            None => Ok(()),
+        }
+    }
+
+    /// All jobs by name, also such as `cedana ps` does not show: see [`Job::is_listed`].
+    ///
+    /// # Errors
+    /// [`RegistryError::Broken`] only.
+    pub fn jobs(&mut self) -> Result<Vec<Job>, RegistryError> {
+        let (rows, kept) =
+            self.attempt(|store| store.read(|db| Ok((rows::jobs(db)?, rows::checkpoints(db)?))))?;
+        let mut existing = self.existing(kept);
+        let mut jobs: Vec<Job> = rows
+            .into_iter()
+            .map(|row| assemble(existing.remove(&row.file).unwrap_or_default(), row))
+            .collect();
+        job::name_all(&mut jobs);
+        jobs.sort_by(|a, b| (&a.name, &a.key).cmp(&(&b.name, &b.key)));
+        Ok(jobs)
+    }
+
+    /// The job that a text means: its name, `NAMESPACE/NAME`, its id, or what one of them begins with if no other does.
+    /// Only among those of one namespace, if one is given.
+    ///
+    /// # Errors
+    /// [`FindError`]; a registry that does not work has no jobs.
+    pub fn find(&mut self, text: &str, namespace: Option<&str>) -> Result<Job, FindError> {
+        let jobs = self.jobs().map_err(|_| FindError::NotFound)?;
+        find::find(&jobs, text, namespace).cloned()
+    }
+
+    /// The checkpoints of a job, the newest first.
+    pub fn checkpoints(&self, job: &Job) -> Vec<Checkpoint> {
+        job.record.checkpoints.iter().rev().cloned().collect()
+    }
+
+    /// Notes a checkpoint of a job that its shim knows nothing of: one that was packed, or another shim's.
+    ///
+    /// # Errors
+    /// [`RegistryError::Name`], [`RegistryError::Broken`].
+    pub fn add_checkpoint(&mut self, key: &Key, checkpoint: &Checkpoint) -> Result<(), RegistryError> {
+        let file = spool::file_name(key)?;
+        let kept = Kept {
+            file: file.clone(),
+            checkpoint: checkpoint.clone(),
+            removed: false,
+            missing: 0,
+        };
+        self.insist(|store| {
+            store.write(|db| {
+                if rows::job_of(db, &file)?.is_none() {
+                    rows::put_job(db, &unpublished(&file, bare_record(key)))?;
+                }
+                rows::put_checkpoint(db, &kept)
+            })
+        })
+    }
+
+    /// Forgets a checkpoint. Its files are the caller's.
+    ///
+    /// # Errors
+    /// [`RegistryError::NoCheckpoint`], [`RegistryError::Broken`].
+    pub fn remove_checkpoint(&mut self, id: &str) -> Result<(), RegistryError> {
+        match self.insist(|store| store.write(|db| rows::remove_checkpoint(db, id)))? {
+            true => Ok(()),
+            false => Err(RegistryError::NoCheckpoint(id.to_owned())),
+        }
+    }
+
+    /// Makes a container of another shim a job.
+    ///
+    /// # Errors
+    /// [`RegistryError::Name`], [`RegistryError::Broken`].
+    pub fn adopt(&mut self, adopted: &Adopted) -> Result<(), RegistryError> {
+        let file = spool::file_name(&adopted.key)?;
+        let now = now_ms();
+        let record = Record {
+            name: adopted.name.clone(),
+            bundle: adopted.bundle.clone(),
+            shim: Shim {
+                version: adopted.runtime.clone(),
+                ..Shim::default()
+            },
+            init: adopted.init.clone(),
+            status: Status::Running,
+            created: now,
+            changed: now,
+            ..bare_record(&adopted.key)
+        };
+        let row = Row {
+            managed: true,
+            image: adopted.image.clone(),
+            ..unpublished(&file, record)
+        };
+        self.insist(|store| {
+            store.write(|db| {
+                let stamp = rows::job_of(db, &file)?.and_then(|row| row.stamp);
+                rows::put_job(db, &Row { stamp, ..row.clone() })
+            })
+        })
+    }
+
+    /// Notes what the engine of a container knows of it; also that it knows nothing.
+    ///
+    /// # Errors
+    /// [`RegistryError::Name`], [`RegistryError::Broken`].
+    pub fn enrich(&mut self, key: &Key, enrichment: &Enrichment) -> Result<(), RegistryError> {
+        let file = spool::file_name(key)?;
+        self.insist(|store| {
+            store.write(|db| {
+                let Some(row) = rows::job_of(db, &file)? else {
+                    return Ok(());
+                };
+                let engine_name = enrichment.engine_name.map(|engine| engine.word().to_owned());
+                let row = Row {
+                    enriched: true,
+                    engine_name: engine_name.or(row.engine_name),
+                    name: enrichment.name.clone().or(row.name),
+                    image: enrichment.image.clone().or(row.image),
+                    ..row
+                };
+                rows::put_job(db, &row)
+            })
+        })
+    }
+
+    /// Jobs that have a task, and of which nobody has asked their engine yet.
+    ///
+    /// # Errors
+    /// [`RegistryError::Broken`] only.
+    pub fn unenriched(&mut self) -> Result<Vec<Key>, RegistryError> {
+        let rows = self.attempt(|store| store.read(rows::jobs))?;
+        let wanted = rows
+            .into_iter()
+            .filter(|row| !row.enriched && row.record.status != Status::Deleted);
+        Ok(wanted.map(|row| row.record.key).collect())
+    }
+
+    /// Forgets a job and its checkpoints, whose files are the caller's. The shim of one that runs publishes it again.
+    ///
+    /// # Errors
+    /// [`RegistryError::Spool`] if its record stays; the others as elsewhere.
+    pub fn delete(&mut self, key: &Key) -> Result<(), RegistryError> {
+        let file = spool::file_name(key)?;
+        if let Some(spool) = &self.spool {
+            spool.remove(key).map_err(RegistryError::Spool)?;
+        }
+        self.insist(|store| store.write(|db| rows::drop_job(db, &file)))
+    }
+
+    /// Takes in checkpoints that were found on disk, and makes jobs of those whose job nobody knows. Tells how many were new.
+    ///
+    /// # Errors
+    /// [`RegistryError::Broken`] only: a key that no container can have is passed over.
+    pub fn rebuild_from(&mut self, found: &[OnDisk]) -> Result<usize, RegistryError> {
+        self.insist(|store| store.write(|db| intake::take_found(db, found)))
+    }
+
+    fn opened(mut self) -> Opened {
+        let warnings = self.take_warnings();
+        let is_new = std::mem::take(&mut self.is_new);
+        Opened {
+            registry: self,
+            warnings,
+            is_new,
+        }
+    }
+
+    /// Does something with the database; when that fails, once more with what can be had instead of it.
+    fn attempt<T>(&mut self, act: impl Fn(&mut Store) -> Result<T, StoreError>) -> Result<T, RegistryError> {
+        let Some(store) = &mut self.store else {
+            return Err(RegistryError::Broken("no memory".to_owned()));
+        };
+        match act(store) {
+            Err(e) if self.file.is_some() => {
+                self.recover(&e);
+                let store = self
+                    .store
+                    .as_mut()
+                    .ok_or_else(|| RegistryError::Broken(e.to_string()))?;
+                Ok(act(store)?)
+            }
+            done => Ok(done?),
+        }
+    }
+
+    /// As [`Self::attempt`], but patient: what is to be written is known to nobody else.
+    fn insist<T>(&mut self, act: impl Fn(&mut Store) -> Result<T, StoreError>) -> Result<T, RegistryError> {
+        self.attempt(|store| {
+            let mut done = act(store);
+            for _ in 1..ATTEMPTS {
+                match &done {
+                    Err(e) if e.fault == Fault::Locked => done = act(store),
+                    _ => break,
+                }
+            }
+            done
+        })
+    }
+
+    fn recover(&mut self, e: &StoreError) {
+        let (Some(path), Some(spool)) = (self.file.clone(), &self.spool) else {
+            return;
+        };
+        if e.fault != Fault::Damaged {
+            return self.fall_back(e);
+        }
+        let salvaged = self.store.as_mut().map(Store::salvage).unwrap_or_default();
+        // Before it is put aside: what SQLite does as it closes belongs to the old one.
+        self.store = None;
+        match opening::repair(&path, spool.directory(), self.inode) {
+            Ok(found) => self.adopt_found(&path, found),
+            Err(e) => return self.fall_back(&e),
+        }
+        self.fill(&salvaged);
+    }
+
+    fn adopt_found(&mut self, path: &Path, found: opening::Found) {
+        self.inode = opening::inode(path);
+        self.is_new |= found.is_new;
+        if let Some(moved_to) = found.moved_to {
+            self.warnings.push(Warning::Damaged {
+                path: path.to_owned(),
+                moved_to,
+            });
+        }
+        self.store = Some(found.store);
+    }
+
+    /// From here on in memory: with all that can be read of the database.
+    fn fall_back(&mut self, e: &StoreError) {
+        if let Some(path) = self.file.take() {
+            self.warnings.push(Warning::in_memory(path, e));
+        }
+        let salvaged = match e.fault {
+            // What a newer version has written, another one should not interpret.
+            Fault::Newer(_) => store::Salvaged::default(),
+            _ => self.store.as_mut().map(Store::salvage).unwrap_or_default(),
+        };
+        self.store = Store::in_memory().ok();
+        self.fill(&salvaged);
+    }
+
+    /// The spool has the rest, and the truth.
+    fn fill(&mut self, (jobs, checkpoints): &store::Salvaged) {
+        let Some(store) = &mut self.store else { return };
+        let filled = store.write(|db| {
+            // Without stamps: what is published is read anew, and wins.
+            jobs.iter().try_for_each(|row| {
+                rows::put_job(
+                    db,
+                    &Row {
+                        stamp: None,
+                        ..row.clone()
+                    },
+                )
+            })?;
+            checkpoints
+                .iter()
+                .try_for_each(|kept| rows::put_checkpoint(db, kept))
+        });
+        let spool = self.spool.clone();
+        let taken =
+            filled.and_then(|()| spool.map_or(Ok(Vec::new()), |spool| intake::take_in(store, &spool)));
+        match taken {
+            Ok(problems) => self.warnings.extend(Warning::of_problems(problems)),
+            Err(e) => self
+                .warnings
+                .push(Warning::in_memory(PathBuf::from(":memory:"), &e)),
+        }
+    }
+
+    /// The checkpoints that are there, by the file of their job. Notes those that are gone, or are there again.
+    fn existing(&mut self, kept: Vec<Kept>) -> HashMap<String, Vec<Checkpoint>> {
+        let now = now_ms() / 1000;
+        let mut changed: Vec<(String, u64)> = Vec::new();
+        let mut existing: HashMap<String, Vec<Checkpoint>> = HashMap::new();
+        for Kept {
+            file,
+            checkpoint,
+            removed,
+            missing,
+        } in kept
+        {
+            if removed {
+                continue;
+            }
+            let is_there = checkpoint.path.symlink_metadata().is_ok();
+            if is_there == (missing > 0) {
+                changed.push((
+                    checkpoint.path.to_string_lossy().into_owned(),
+                    if is_there { 0 } else { now },
+                ));
+            }
+            if is_there {
+                existing.entry(file).or_default().push(checkpoint);
+            }
+        }
+        if !changed.is_empty()
+            && let Some(store) = &mut self.store
+        {
+            // A note for later: the next call finds the same, should this fail.
+            let _noted = store.write(|db| {
+                changed
+                    .iter()
+                    .try_for_each(|(path, at)| rows::set_missing(db, path, *at))
+            });
+        }
+        existing
+    }
+}
+
+fn assemble(checkpoints: Vec<Checkpoint>, row: Row) -> Job {
+    let Row {
+        mut record,
+        managed,
+        engine_name,
+        name,
+        image,
+        ..
+    } = row;
+    let key = record.key.clone();
+    let engine = engine_name.as_deref().and_then(EngineKind::parse);
+    let plain_name = record
+        .name
+        .clone()
+        .or(name)
+        .unwrap_or_else(|| job::shown_id(&key.id).to_owned());
+    let liveness = liveness::look(&record.init);
+    let image = record.image.clone().or(image);
+    let saved = Saved {
+        latest: checkpoints.last().cloned(),
+        count: checkpoints.len(),
+    };
+    record.checkpoints = checkpoints;
+    Job {
+        engine: engine.unwrap_or_else(|| EngineKind::of_namespace(&key.namespace)),
+        key,
+        name: plain_name.clone(),
+        type_: "containerd",
+        image,
+        liveness,
+        status: job::status_word(record.status, liveness),
+        record,
+        checkpoints: saved,
+        managed,
+        plain_name,
+    }
+}
+
+fn unpublished(file: &str, record: Record) -> Row {
+    Row {
+        file: file.to_owned(),
+        record,
+        stamp: None,
+        managed: false,
+        enriched: false,
+        engine_name: None,
+        name: None,
+        image: None,
+    }
+}
+
+/// Of a container of which nothing is known but what was saved of it.
+fn bare_record(key: &Key) -> Record {
+    Record {
+        schema: SCHEMA,
+        key: key.clone(),
+        name: None,
+        sandbox: false,
+        image: None,
+        bundle: PathBuf::new(),
+        shim: Shim::default(),
+        init: Process::default(),
+        status: Status::Deleted,
+        exit: None,
+        stdio: Stdio::default(),
+        created: 0,
+        changed: 0,
+        checkpoints: Vec::new(),
+        last: None,
+        restored_from: None,
+    }
+}
+
+fn now_ms() -> u64 {
+    let elapsed = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod samples;
+#[cfg(test)]
+mod tests;

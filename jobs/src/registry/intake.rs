@@ -1,0 +1,158 @@
+//! What shims have published, and what is found on disk, into the database.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use rusqlite::Transaction;
+
+use super::rows::{self, Kept, Row};
+use super::store::{Store, StoreError};
+use super::{OnDisk, bare_record, now_ms, unpublished};
+use crate::file::Stamp;
+use crate::liveness;
+use crate::record::{Record, Status};
+use crate::spool::{self, DELETED_AGE_MAX, DELETED_KEPT, Scan, Spool, SpoolError};
+
+/// Tidying up reads every row and lists the spool once more: not more often than this, in seconds.
+const TIDY_EVERY: u64 = 3600;
+
+const TIDY: &str = "tidy";
+
+/// How long a checkpoint may be missing before it is forgotten, in seconds: its file system may be mounted again.
+const MISSING_MAX: u64 = 24 * 3600;
+
+/// Takes in what has changed in the spool. What could not be read is returned, and stays.
+pub(super) fn take_in(store: &mut Store, spool: &Spool) -> Result<Vec<(PathBuf, SpoolError)>, StoreError> {
+    let known = store.read(rows::stamps)?;
+    let scan = spool.changed_since(&known);
+    if !scan.records.is_empty() || !scan.gone.is_empty() {
+        store.write(|db| take_scan(db, &scan))?;
+    }
+    Ok(scan.problems)
+}
+
+fn take_scan(db: &Transaction<'_>, scan: &Scan) -> Result<(), StoreError> {
+    for (record, stamp) in &scan.records {
+        // A name that cannot be is not in a scan.
+        if let Ok(file) = spool::file_name(&record.key) {
+            take_record(db, &file, record, *stamp)?;
+        }
+    }
+    scan.gone.iter().try_for_each(|file| take_gone(db, file))
+}
+
+fn take_record(db: &Transaction<'_>, file: &str, record: &Record, stamp: Stamp) -> Result<(), StoreError> {
+    let row = match rows::job_of(db, file)? {
+        // It was adopted since: the record is of a life before that.
+        Some(row) if row.managed && record.changed < row.record.changed => Row {
+            stamp: Some(stamp),
+            ..row
+        },
+        Some(row) => Row {
+            stamp: Some(stamp),
+            managed: false,
+            // Another container of the same id may have another image.
+            enriched: row.enriched && row.record.created == record.created,
+            record: record.clone(),
+            ..row
+        },
+        None => Row {
+            stamp: Some(stamp),
+            ..unpublished(file, record.clone())
+        },
+    };
+    rows::put_job(db, &row)?;
+    record.checkpoints.iter().try_for_each(|checkpoint| {
+        let kept = Kept {
+            file: file.to_owned(),
+            checkpoint: checkpoint.clone(),
+            removed: false,
+            missing: 0,
+        };
+        rows::put_checkpoint(db, &kept)
+    })
+}
+
+/// Its record was swept or removed. What can still be saved or restored stays.
+fn take_gone(db: &Transaction<'_>, file: &str) -> Result<(), StoreError> {
+    let Some(row) = rows::job_of(db, file)? else {
+        return Ok(());
+    };
+    if row.managed || liveness::is_alive(&row.record.init) || rows::has_checkpoints(db, file)? {
+        return rows::put_job(db, &Row { stamp: None, ..row });
+    }
+    rows::drop_job(db, file)
+}
+
+/// Removes what nobody can do anything with any more, from time to time.
+pub(super) fn tidy(store: &mut Store, spool: &Spool) -> Result<(), StoreError> {
+    let now = now_ms() / 1000;
+    let tidied = store.read(|db| rows::chore_done(db, TIDY))?;
+    // Not "less than": a clock that was set back shall not stop it.
+    if now.abs_diff(tidied) <= TIDY_EVERY {
+        return Ok(());
+    }
+    // Files that stay are tried again next time, and cost a stat until then.
+    let _swept = spool.sweep(DELETED_KEPT);
+    store.write(|db| {
+        rows::drop_checkpoints(db, now.saturating_sub(MISSING_MAX))?;
+        for row in rows::jobs(db)? {
+            if is_done_with(&row.record, row.stamp.is_some(), now) && !rows::has_checkpoints(db, &row.file)? {
+                // Only what was judged: the shim of a new container may have written there since.
+                let _removed = spool.remove_if(&row.file, |record| is_done_with(record, true, now));
+                rows::drop_job(db, &row.file)?;
+            }
+        }
+        rows::set_chore_done(db, TIDY, now)
+    })
+}
+
+/// Whether its container is gone for good, and has been for long.
+fn is_done_with(record: &Record, published: bool, now: u64) -> bool {
+    let of_this_boot = liveness::boot().is_ok_and(|boot| boot == record.init.boot);
+    let ended = record.status == Status::Deleted || !of_this_boot || !published;
+    let age = now.saturating_sub(record.changed / 1000);
+    ended && age > DELETED_AGE_MAX.as_secs() && !liveness::is_alive(&record.init)
+}
+
+/// Takes in checkpoints that were found on disk; how many were new.
+pub(super) fn take_found(db: &Transaction<'_>, found: &[OnDisk]) -> Result<usize, StoreError> {
+    let known: HashMap<PathBuf, u64> = rows::checkpoints(db)?
+        .into_iter()
+        .map(|kept| (kept.checkpoint.path, kept.checkpoint.at))
+        .collect();
+    let mut new = 0;
+    for on_disk in found {
+        let Ok(file) = spool::file_name(&on_disk.key) else {
+            continue;
+        };
+        let checkpoint = &on_disk.checkpoint;
+        if known.get(&checkpoint.path).is_some_and(|at| *at >= checkpoint.at) {
+            continue;
+        }
+        if rows::job_of(db, &file)?.is_none() {
+            let record = Record {
+                bundle: on_disk.bundle.clone(),
+                ..bare_record(&on_disk.key)
+            };
+            let (name, image) = (on_disk.name.clone(), on_disk.image.clone());
+            rows::put_job(
+                db,
+                &Row {
+                    name,
+                    image,
+                    ..unpublished(&file, record)
+                },
+            )?;
+        }
+        let kept = Kept {
+            file,
+            checkpoint: checkpoint.clone(),
+            removed: false,
+            missing: 0,
+        };
+        rows::put_checkpoint(db, &kept)?;
+        new += 1;
+    }
+    Ok(new)
+}
