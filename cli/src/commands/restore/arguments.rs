@@ -1,0 +1,115 @@
+//! What all restores take.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::error::Error;
+
+/// Flags of a restore.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Flags {
+    /// Append the output of the container to this file
+    #[arg(short, long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub out: Option<PathBuf>,
+    /// Write the pid to this file
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub pid_file: Option<PathBuf>,
+    /// Bring established TCP connections back as they were
+    #[arg(long, conflicts_with = "tcp_close")]
+    tcp_established: bool,
+    /// Bring established TCP connections back closed
+    #[arg(long)]
+    tcp_close: bool,
+    /// Do not compare the permissions of files with what they were at the dump
+    #[arg(long)]
+    skip_file_check: bool,
+    /// Taken from the checkpoint; accepted for scripts
+    #[arg(long, hide = true)]
+    file_locks: bool,
+    /// Taken from the checkpoint; accepted for scripts
+    #[arg(long, hide = true)]
+    shell_job: bool,
+    /// Taken from the checkpoint; accepted for scripts
+    #[arg(long, hide = true)]
+    link_remap: bool,
+}
+
+impl Flags {
+    /// The settings that they are, by dotted names.
+    pub fn settings(&self) -> BTreeMap<String, String> {
+        let tcp = match (self.tcp_established, self.tcp_close) {
+            (true, _) => Some("established"),
+            (_, true) => Some("close"),
+            _ => None,
+        };
+        let tcp = tcp.map(|word| ("restore.tcp", word));
+        let check = self
+            .skip_file_check
+            .then_some(("restore.skip-file-check", "true"));
+        let pairs = tcp.into_iter().chain(check);
+        pairs
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
+    }
+
+    /// The file for the output as an absolute path, which is what a shim can use.
+    ///
+    /// # Errors
+    /// It is relative, and there is no directory to which.
+    pub fn out(&self) -> Result<Option<PathBuf>, Error> {
+        let absolute = |path| {
+            std::path::absolute(path)
+                .map_err(|source| Error::usage(format!("failed to use {path:?}: {source}")))
+        };
+        self.out.as_ref().map(absolute).transpose()
+    }
+
+    /// Writes the file of the pid, if one is asked for.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_pid(&self, pid: i32) -> Result<(), Error> {
+        let Some(path) = &self.pid_file else {
+            return Ok(());
+        };
+        std::fs::write(path, pid.to_string())
+            .map_err(|source| Error::failed(format!("failed to write {}: {source}", path.display())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_settings() {
+        let none = Flags::default();
+        assert!(none.settings().is_empty());
+        for (flags, expected) in [
+            (
+                Flags {
+                    tcp_established: true,
+                    ..none.clone()
+                },
+                "restore.tcp=established",
+            ),
+            (
+                Flags {
+                    tcp_close: true,
+                    ..none.clone()
+                },
+                "restore.tcp=close",
+            ),
+            (
+                Flags {
+                    skip_file_check: true,
+                    ..none.clone()
+                },
+                "restore.skip-file-check=true",
+            ),
+        ] {
+            let said: Vec<String> = flags.settings().iter().map(|(k, v)| format!("{k}={v}")).collect();
+            assert_eq!(said, [expected]);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! `cedana restore containerd`.
+
+use std::path::{Path, PathBuf};
+
+use jobs::record::{Key, Origin};
+
+use super::arguments::Flags;
+use super::engine::by_containerd;
+use super::images::Images;
+use super::order::Order;
+use super::{Restored, copy, report};
+use crate::context::Context;
+use crate::engines::containerd::{Container, Containerd};
+use crate::engines::{Address, docker};
+use crate::error::Error;
+use crate::output::progress::Progress;
+
+/// Its arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The checkpoint, a directory or an archive
+    #[arg(short, long, value_name = "PATH", value_hint = clap::ValueHint::AnyPath)]
+    path: PathBuf,
+    /// The container; the one that the checkpoint is of unless given. One that is not there is made like that one
+    #[arg(long, value_name = "ID")]
+    id: Option<String>,
+    #[command(flatten)]
+    address: Address,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// Does it.
+///
+/// # Errors
+/// The checkpoint does not say whose it is and neither does the user, the container runs, or it could not be restored.
+pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
+    let images = Images::open(&args.path, context).await?;
+    let origin = images.origin();
+    let id = match (&args.id, &origin) {
+        (Some(id), _) => id.clone(),
+        (None, Some(origin)) => origin.key.id.clone(),
+        (None, None) => {
+            let path = args.path.display();
+            return Err(
+                Error::usage(format!("{path} does not say whose it is")).hint("name the container: --id ID")
+            );
+        }
+    };
+    let namespace = args
+        .address
+        .namespace_or(origin.as_ref().map(|origin| origin.key.namespace.as_str()));
+    let engine = Containerd::connect(&args.address.socket(), &namespace).await?;
+    if namespace == docker::NAMESPACE {
+        return Err(
+            Error::unsupported(format!("{id} is Docker's, which must start it"))
+                .hint("restore it as a job: cedana restore job NAME --path PATH"),
+        );
+    }
+    let spool = context.spool()?;
+    let key = args.address.key(&spool, &namespace, &id);
+    let order = Order {
+        key: &key,
+        spool: &spool,
+        name: &id,
+        checkpoint: images.directory(),
+        settings: args.flags.settings(),
+    };
+    let progress = Progress::start("Restoring", context.json);
+    let pid = restore(&order, &engine, origin.as_ref(), args.flags.out()?.as_deref()).await?;
+    drop(progress);
+    args.flags.write_pid(pid)?;
+    let restored = Restored {
+        job: id.clone(),
+        pid,
+        checkpoint: args.path,
+    };
+    report(&restored, context)
+}
+
+async fn restore(
+    order: &Order<'_>,
+    engine: &Containerd,
+    origin: Option<&Origin>,
+    out: Option<&Path>,
+) -> Result<i32, Error> {
+    if let Some(container) = engine.container(&order.key.id).await? {
+        return into(order, engine, &container, out).await;
+    }
+    let like = like(order.key, engine, origin).await?;
+    let container = copy::create(engine, &like, &order.key.id).await?;
+    match into(order, engine, &container, out).await {
+        Ok(pid) => Ok(pid),
+        Err(error) => Err(copy::undo(engine, &container, error).await),
+    }
+}
+
+/// Into a container that is there.
+async fn into(
+    order: &Order<'_>,
+    engine: &Containerd,
+    container: &Container,
+    out: Option<&Path>,
+) -> Result<i32, Error> {
+    if container.labels.contains_key(crate::engines::nerdctl::NAME_LABEL) {
+        return super::engine::by_nerdctl(order).await;
+    }
+    let known = order.published().map(|record| record.stdio);
+    by_containerd(order, engine, container, known.as_ref(), out).await
+}
+
+/// The container that the checkpoint is of, as a pattern for a new one.
+async fn like(key: &Key, engine: &Containerd, origin: Option<&Origin>) -> Result<Container, Error> {
+    let (namespace, id) = (&key.namespace, &key.id);
+    let absent = || {
+        Error::not_found(format!(
+            "there is no container {id} in containerd (namespace {namespace})"
+        ))
+    };
+    let make = format!(
+        "make it from the image it ran from, unstarted: ctr -n {namespace} containers create --runtime io.containerd.cedana.v1 IMAGE {id}"
+    );
+    let Some(origin) = origin.filter(|origin| origin.key.id != *id) else {
+        return Err(absent().hint(make));
+    };
+    let there = engine
+        .within(&origin.key.namespace)?
+        .container(&origin.key.id)
+        .await?;
+    match there {
+        Some(container) if origin.key.namespace == *namespace => Ok(container),
+        _ => {
+            let mut error = absent().hint(make);
+            error.message.push_str(&format!(
+                ", and none of {} there, of which the checkpoint is, to make it like",
+                origin.key.id
+            ));
+            Err(error)
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Restores through who owns the container, so that its books, its network and its logs are right afterwards.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jobs::liveness;
+use jobs::record::{Record, Status, Stdio};
+use jobs::wire::{self, RestoreAnswer, RestoreRequest};
+
+use super::order::Order;
+use super::streams::choose;
+use crate::engines::containerd::{Container, Containerd, NewTask, Streams, Task};
+use crate::engines::docker::Docker;
+use crate::engines::{nerdctl, our_shim};
+use crate::error::{Error, Kind};
+use crate::shim;
+
+/// The shim's own deadline is by the size of the checkpoint and ends earlier.
+const RESTORE_LIMIT: Duration = Duration::from_secs(3600);
+
+/// How long a killed init may take to be gone: it has the kernel's teardown of its memory to wait for.
+const KILL_LIMIT: Duration = Duration::from_secs(30);
+
+/// What kill sends to what is not wanted any more.
+const SIGKILL: u32 = 9;
+
+/// By the shim that the container still has: it has ended, and nobody has cleared it away. Returns the pid.
+///
+/// # Errors
+/// What the shim says.
+pub async fn in_place(order: &Order<'_>, record: &Record) -> Result<i32, Error> {
+    let request = RestoreRequest {
+        id: order.key.id.clone(),
+        path: order.checkpoint.to_owned(),
+        settings: order.settings.clone(),
+    };
+    let answer: RestoreAnswer =
+        shim::call(&record.shim.socket, wire::RESTORE, &request, RESTORE_LIMIT).await?;
+    Ok(answer.pid)
+}
+
+/// Whether [`in_place`] is possible.
+pub fn can_be_in_place(record: &Record) -> bool {
+    record.status == Status::Stopped
+        && !record.shim.socket.as_os_str().is_empty()
+        && liveness::is_alive(&record.shim.process)
+}
+
+/// By Docker's start. Returns the pid.
+///
+/// # Errors
+/// Docker's words, or it started afresh.
+pub async fn by_docker(order: &Order<'_>) -> Result<i32, Error> {
+    let docker = Docker::of_environment()?;
+    let placed = order.place()?;
+    docker.start(&order.key.id).await?;
+    drop(placed);
+    order.verify().map(|record| record.init.pid)
+}
+
+/// By nerdctl's start. Returns the pid.
+///
+/// # Errors
+/// nerdctl's words, or it started afresh.
+pub async fn by_nerdctl(order: &Order<'_>) -> Result<i32, Error> {
+    let placed = order.place()?;
+    nerdctl::start(&order.key.engine, &order.key.namespace, &order.key.id).await?;
+    drop(placed);
+    order.verify().map(|record| record.init.pid)
+}
+
+/// By a new task of containerd's, on the container's own file system. Returns the pid.
+///
+/// # Errors
+/// It runs; or the shim's words. Then it has no task, as it had none that ran before.
+pub async fn by_containerd(
+    order: &Order<'_>,
+    engine: &Containerd,
+    container: &Container,
+    known: Option<&Stdio>,
+    out: Option<&Path>,
+) -> Result<i32, Error> {
+    let id = &container.id;
+    let old = engine.task(id).await?;
+    if let Some(task) = old.as_ref().filter(|task| task.lives()) {
+        return Err(running(order.name, task.pid));
+    }
+    let task = NewTask {
+        streams: streams(container, old.as_ref(), known, out)?,
+        shim: shim_for(container, order)?,
+    };
+    if old.is_some() {
+        engine.delete_task(id).await?;
+    }
+    let placed = order.place()?;
+    let undo = Undo { engine, id };
+    let done = tokio::select! {
+        done = start(order, engine, container, &task) => done,
+        _pressed = tokio::signal::ctrl_c() => {
+            Err(Error::new(Kind::Interrupted, format!("interrupted: {} is not restored", order.name)))
+        }
+    };
+    drop(placed);
+    match done {
+        Ok(pid) => Ok(pid),
+        Err(error) => Err(undo.after(error).await),
+    }
+}
+
+async fn start(
+    order: &Order<'_>,
+    engine: &Containerd,
+    container: &Container,
+    task: &NewTask,
+) -> Result<i32, Error> {
+    let _ = engine.create_task(container, task).await?;
+    // Nothing runs yet: what would start afresh is caught here.
+    let _ = order.verify()?;
+    let pid = engine.start_task(&container.id).await?;
+    i32::try_from(pid).map_err(|_| Error::tool(format!("containerd says pid {pid}")))
+}
+
+/// The streams of the task that is still there, or those that its shim has published, as far as they lead somewhere.
+fn streams(
+    container: &Container,
+    old: Option<&Task>,
+    known: Option<&Stdio>,
+    out: Option<&Path>,
+) -> Result<Streams, Error> {
+    let of_task = old.map(|task| Stdio {
+        stdin: task.streams.stdin.clone(),
+        stdout: task.streams.stdout.clone(),
+        stderr: task.streams.stderr.clone(),
+        terminal: task.streams.terminal,
+    });
+    let before = of_task
+        .as_ref()
+        .or(known)
+        .filter(|before| **before != Stdio::default());
+    let mut streams = choose(before, out);
+    if before.is_none() && has_terminal(container)? {
+        streams.terminal = true;
+        streams.stderr.clear();
+    }
+    Ok(streams)
+}
+
+fn has_terminal(container: &Container) -> Result<bool, Error> {
+    let spec = container.spec()?;
+    let terminal = spec
+        .pointer("/process/terminal")
+        .and_then(serde_json::Value::as_bool);
+    Ok(terminal.unwrap_or(false))
+}
+
+/// The shim's binary, where the runtime's name leads to another one.
+fn shim_for(container: &Container, order: &Order<'_>) -> Result<Option<PathBuf>, Error> {
+    if is_ours(&container.runtime) {
+        return Ok(None);
+    }
+    our_shim().map(Some).ok_or_else(|| {
+        Error::unsupported(format!(
+            "{} was created for {}, and our shim is not found to restore it",
+            order.name, container.runtime
+        ))
+        .hint("install containerd-shim-cedana-v1 beside cedana, or in a directory of the PATH")
+    })
+}
+
+/// A runtime's name that is our shim, or its path.
+pub fn is_ours(runtime: &str) -> bool {
+    let name = Path::new(runtime)
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy();
+    name.starts_with("io.containerd.cedana.") || name.starts_with("containerd-shim-cedana-")
+}
+
+/// That a job runs, which is no time to restore it.
+pub fn running(name: &str, pid: i32) -> Error {
+    Error::wrong_state(format!("job {name} is running, with pid {pid}"))
+        .hint(format!("end it first: cedana job kill {name}"))
+}
+
+/// Takes a task back that did not become what it should.
+struct Undo<'a> {
+    engine: &'a Containerd,
+    id: &'a str,
+}
+
+impl Undo<'_> {
+    /// Clears the task away if there is one, and returns the first cause with what went wrong besides.
+    async fn after(&self, mut cause: Error) -> Error {
+        let cleared = match self.engine.task(self.id).await {
+            Ok(None) => Ok(()),
+            Ok(Some(_)) => self.clear().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = cleared {
+            cause.message = format!("{}; and then {}", cause.message, error.message);
+        }
+        cause
+    }
+
+    async fn clear(&self) -> Result<(), Error> {
+        let gone = |error: &Error| matches!(error.kind, Kind::NotFound | Kind::WrongState);
+        match self.engine.kill_task(self.id, SIGKILL).await {
+            Err(error) if !gone(&error) => return Err(error),
+            _ => {}
+        }
+        let ended = tokio::time::timeout(KILL_LIMIT, self.engine.wait_task(self.id)).await;
+        match ended {
+            Ok(Err(error)) if !gone(&error) => return Err(error),
+            Ok(_) => {}
+            Err(_) => return Err(Error::tool(format!("{} does not die", self.id))),
+        }
+        self.engine.delete_task(self.id).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runtime_is_ours_by_its_name_or_path() {
+        for (runtime, ours) in [
+            ("io.containerd.cedana.v1", true),
+            ("/usr/local/bin/containerd-shim-cedana-v1", true),
+            ("io.containerd.runc.v2", false),
+            ("/opt/cedana/containerd-shim-runc-v2", false),
+            ("", false),
+        ] {
+            assert_eq!(is_ours(runtime), ours, "{runtime}");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The directory that a restore reads: the checkpoint itself, or what an archive holds, for as long as it takes.
+
+use std::io::ErrorKind;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use jobs::liveness;
+use jobs::record::{Origin, Process};
+use oci_bundles::archive::{self, Form, Limits};
+use serde::Deserialize;
+
+use crate::context::Context;
+use crate::error::Error;
+use crate::output;
+use crate::output::progress::Progress;
+
+/// What CRIU writes last but for its statistics; a directory without it is no checkpoint.
+const INVENTORY: &str = "inventory.img";
+
+/// What our shim says of a dump.
+const MANIFEST: &str = "cedana.json";
+
+/// A manifest has some KiB.
+const MANIFEST_BYTES_MAX: u64 = 1 << 20;
+
+/// A checkpoint that can be restored from.
+#[derive(Debug)]
+pub struct Images {
+    directory: PathBuf,
+    _unpacked: Option<Unpacked>,
+}
+
+/// What was unpacked; it goes with this.
+#[derive(Debug)]
+struct Unpacked(PathBuf);
+
+impl Drop for Unpacked {
+    fn drop(&mut self) {
+        if let Err(source) = std::fs::remove_dir_all(&self.0)
+            && source.kind() != ErrorKind::NotFound
+        {
+            output::warning(&format!("failed to remove {}: {source}", self.0.display()));
+        }
+    }
+}
+
+/// The part of a manifest that names the container.
+#[derive(Debug, Deserialize)]
+struct Manifest {
+    #[serde(default)]
+    origin: Option<Origin>,
+}
+
+impl Images {
+    /// Opens the checkpoint at a path, and unpacks it if it is an archive.
+    ///
+    /// # Errors
+    /// There is nothing, or no checkpoint; or it cannot be unpacked.
+    pub async fn open(path: &Path, context: &Context) -> Result<Self, Error> {
+        let path = path.canonicalize().map_err(|source| match source.kind() {
+            ErrorKind::NotFound => Error::not_found(format!("there is no checkpoint at {}", path.display())),
+            _ => Error::failed(format!("failed to open {}: {source}", path.display())),
+        })?;
+        let form = archive::detect(&path).map_err(|error| Error::usage(format!("failed to {error}")))?;
+        let images = if form == Form::Directory {
+            Self {
+                directory: path.clone(),
+                _unpacked: None,
+            }
+        } else {
+            unpack(&path, context).await?
+        };
+        if !images.directory.join(INVENTORY).is_file() {
+            return Err(Error::usage(format!(
+                "{} is no checkpoint: it has no {INVENTORY}",
+                path.display()
+            ))
+            .hint("a dump that failed or was interrupted leaves no checkpoint"));
+        }
+        Ok(images)
+    }
+
+    /// Its directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Whose it is, if it says so.
+    pub fn origin(&self) -> Option<Origin> {
+        let path = self.directory.join(MANIFEST);
+        let size = std::fs::symlink_metadata(&path).ok()?;
+        if !size.is_file() || size.len() > MANIFEST_BYTES_MAX {
+            return None;
+        }
+        let manifest: Manifest = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
+        manifest.origin
+    }
+}
+
+async fn unpack(path: &Path, context: &Context) -> Result<Images, Error> {
+    let place = context.database()?.with_file_name("unpacked");
+    make_private(&place)?;
+    sweep(&place);
+    let own = liveness::own().map_err(|source| Error::failed(format!("failed to read /proc: {source}")))?;
+    let directory = place.join(format!("{}.{}", own.pid, own.started));
+    let unpacked = Unpacked(directory.clone());
+    let progress = Progress::start("Unpacking", context.json);
+    let (from, to) = (path.to_owned(), directory.clone());
+    // On a thread of its own, so that Ctrl+C is heard. What an interrupted one leaves, the next one sweeps.
+    let work = tokio::task::spawn_blocking(move || {
+        let mut tell = |at: archive::Progress| {
+            progress.set("", at.done, at.total);
+            ControlFlow::Continue(())
+        };
+        archive::unpack(&from, &to, &Limits::default(), &mut tell)
+    });
+    match work.await {
+        Ok(Ok(_)) => Ok(Images {
+            directory,
+            _unpacked: Some(unpacked),
+        }),
+        Ok(Err(error)) => Err(Error::failed(format!("failed to {error}"))),
+        Err(source) => Err(Error::failed(format!(
+            "failed to unpack {}: {source}",
+            path.display()
+        ))),
+    }
+}
+
+/// Makes the directory for what is unpacked: memory of processes, which is nobody else's business.
+fn make_private(place: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(place)
+        .map_err(|source| Error::failed(format!("failed to make {}: {source}", place.display())))
+}
+
+/// Removes what restores left that were killed.
+fn sweep(place: &Path) {
+    let Ok(entries) = std::fs::read_dir(place) else {
+        return;
+    };
+    let Ok(boot) = liveness::boot() else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(owner).map(|(pid, started)| Process {
+            pid,
+            started,
+            boot: boot.to_owned(),
+        });
+        if owner.is_some_and(|owner| !liveness::is_alive(&owner)) {
+            drop(Unpacked(entry.path()));
+        }
+    }
+}
+
+/// The process that a directory is named after.
+fn owner(name: &str) -> Option<(i32, u64)> {
+    let (pid, started) = name.split_once('.')?;
+    Some((pid.parse().ok()?, started.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_dead_left_is_swept() {
+        let place = tempfile::tempdir().expect("a directory");
+        let own = liveness::own().expect("a process");
+        let ours = format!("{}.{}", own.pid, own.started);
+        let dead = format!("{}.{}", own.pid, own.started + 1);
+        for name in [ours.as_str(), dead.as_str(), "README"] {
+            std::fs::create_dir(place.path().join(name)).expect("a directory");
+        }
+        sweep(place.path());
+        let is_there = |name: &str| place.path().join(name).exists();
+        assert_eq!(
+            [is_there(&ours), is_there(&dead), is_there("README")],
+            [true, false, true]
+        );
+    }
+}

@@ -1,0 +1,130 @@
+//! `cedana restore job`.
+
+use std::path::PathBuf;
+
+use jobs::registry::{EngineKind, Job};
+
+use super::arguments::Flags;
+use super::engine::{by_containerd, by_docker, by_nerdctl, can_be_in_place, in_place, running};
+use super::images::Images;
+use super::order::Order;
+use super::{Restored, report};
+use crate::context::Context;
+use crate::engines::containerd::Containerd;
+use crate::error::Error;
+use crate::jobs::{Jobs, completer};
+use crate::output::progress::Progress;
+
+/// Its arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The job: its name, id, a unique beginning of either, or NAMESPACE/NAME
+    #[arg(value_name = "JOB", add = completer())]
+    job: String,
+    /// The checkpoint, a directory or an archive; the job's latest one unless given
+    #[arg(short, long, value_name = "PATH", value_hint = clap::ValueHint::AnyPath)]
+    path: Option<PathBuf>,
+    /// containerd's namespace, where jobs of several have the name
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// Does it.
+///
+/// # Errors
+/// There is no such job, it runs, it has no checkpoint, or it could not be restored.
+pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
+    let jobs = Jobs::open(context).await?;
+    let job = jobs.find(&args.job, args.namespace.as_deref())?;
+    if job.is_alive() {
+        return Err(running(&job.name, job.record.init.pid));
+    }
+    let path = match args.path {
+        Some(path) => path,
+        None => latest(&job)?,
+    };
+    let images = Images::open(&path, context).await?;
+    let spool = context.spool()?;
+    let order = Order {
+        key: &job.key,
+        spool: &spool,
+        name: &job.name,
+        checkpoint: images.directory(),
+        settings: args.flags.settings(),
+    };
+    let progress = Progress::start("Restoring", context.json);
+    let pid = restore(&order, &job, &args.flags).await?;
+    drop(progress);
+    args.flags.write_pid(pid)?;
+    let restored = Restored {
+        job: job.name.clone(),
+        pid,
+        checkpoint: path,
+    };
+    report(&restored, context)
+}
+
+fn latest(job: &Job) -> Result<PathBuf, Error> {
+    let latest = job
+        .checkpoints
+        .latest
+        .as_ref()
+        .map(|checkpoint| checkpoint.path.clone());
+    latest.ok_or_else(|| {
+        Error::not_found(format!("job {} has no checkpoint", job.name))
+            .hint("one that the registry does not know is named by --path")
+    })
+}
+
+async fn restore(order: &Order<'_>, job: &Job, flags: &Flags) -> Result<i32, Error> {
+    let out = flags.out()?;
+    match job.engine {
+        EngineKind::Cri => return Err(pod(order.name)),
+        EngineKind::Docker | EngineKind::Nerdctl if job.managed => return Err(foreign(job)),
+        EngineKind::Docker | EngineKind::Nerdctl if out.is_some() => {
+            return Err(Error::usage(format!(
+                "--out cannot be used for {}: its output goes where its engine keeps logs",
+                order.name
+            )));
+        }
+        EngineKind::Docker => return by_docker(order).await,
+        EngineKind::Nerdctl => return by_nerdctl(order).await,
+        EngineKind::Containerd => {}
+    }
+    if out.is_none() && !job.managed && can_be_in_place(&job.record) {
+        return in_place(order, &job.record).await;
+    }
+    let engine = Containerd::connect(&job.key.engine, &job.key.namespace).await?;
+    let container = engine.container(&job.key.id).await?.ok_or_else(|| {
+        let (namespace, id) = (&job.key.namespace, &job.key.id);
+        Error::not_found(format!("container {id} is not in containerd any more (namespace {namespace})")).hint(
+            format!("make it again, unstarted, then restore it: ctr -n {namespace} containers create --runtime io.containerd.cedana.v1 IMAGE {id}"),
+        )
+    })?;
+    by_containerd(
+        order,
+        &engine,
+        &container,
+        Some(&job.record.stdio),
+        out.as_deref(),
+    )
+    .await
+}
+
+/// A pod is more than its containers: its sandbox and its network are the kubelet's to make.
+fn pod(name: &str) -> Error {
+    Error::unsupported(format!(
+        "{name} is a container of a pod, which only Kubernetes can start"
+    ))
+    .hint("create a pod whose container has the annotation cedana.restore, with the path of the checkpoint")
+}
+
+fn foreign(job: &Job) -> Error {
+    Error::unsupported(format!(
+        "{} was created for another runtime, under which its engine would start it afresh",
+        job.name
+    ))
+    .hint("create the container with --runtime io.containerd.cedana.v1; a container that has it is restored by its engine")
+}
