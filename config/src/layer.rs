@@ -74,31 +74,34 @@ pub fn resolve_layers(layers: &Layers<'_>) -> Result<Settings, ConfigError> {
     Ok(settings)
 }
 
-/// The settings for a container with these annotations, from the file of this host and the environment of this process.
+/// The settings of a container with these annotations and this table of runtime options, and what is wrong with the
+/// host's part of them. A layer of the host that is wrong is left out as a whole: it must not keep every container on
+/// the host from starting.
 ///
 /// # Errors
-/// The first thing wrong with any of them.
-pub fn resolve(annotations: &BTreeMap<String, String>) -> Result<Settings, ConfigError> {
-    let layers = Layers::of_this_process(None)?;
-    resolve_layers(&Layers {
-        annotations: Some(annotations),
-        ..layers
-    })
-}
-
-/// The settings for a container with these annotations on a host whose file cannot be used. The environment counts if
-/// nothing is wrong with it.
-///
-/// # Errors
-/// The first thing wrong with the annotations.
-pub fn resolve_without_file(annotations: &BTreeMap<String, String>) -> Result<Settings, ConfigError> {
-    let environment = Layers {
-        environment: Environment::own(),
-        ..Layers::default()
-    };
-    let mut settings = resolve_layers(&environment).unwrap_or_default();
+/// The first thing wrong with the annotations, which is their author's to mend.
+pub fn for_container(
+    annotations: &BTreeMap<String, String>,
+    runtime_options: &str,
+) -> Result<(Settings, Vec<ConfigError>), ConfigError> {
+    let environment = Environment::own();
+    let file = file::locate(&environment, None, is_root());
+    let of_host = [
+        file.and_then(|file| file.map_or_else(|| Ok(Vec::new()), |file| file.settings())),
+        of_runtime_options(runtime_options),
+        environment.settings(),
+    ];
+    let mut settings = Settings::default();
+    let mut problems = Vec::new();
+    for layer in of_host {
+        let mut with_it = settings.clone();
+        match layer.and_then(|layer| lay(&mut with_it, layer)) {
+            Ok(()) => settings = with_it,
+            Err(problem) => problems.push(problem),
+        }
+    }
     lay(&mut settings, of_annotations(annotations)?)?;
-    Ok(settings)
+    Ok((settings, problems))
 }
 
 impl Settings {

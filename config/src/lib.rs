@@ -15,7 +15,8 @@
 //!
 //! Invariants:
 //! - a name that is not in the table is an error that suggests the nearest one: a typo must not silently change a dump;
-//! - [`resolve_layers`] is the only way to [`Settings`]; nothing else here reads files or the environment;
+//! - [`resolve_layers`], and [`for_container`] in the shim, are the only ways to [`Settings`]; only [`file`] reads files,
+//!   only [`environment`] the environment;
 //! - an annotation never sets what is the host's ([`key::Scope`]);
 //! - no setting is secret, and none is a credential.
 
@@ -33,8 +34,9 @@ pub mod value;
 pub use environment::Environment;
 pub use file::Place;
 pub use key::{KEYS, Key};
-pub use layer::{Layers, resolve, resolve_layers, resolve_without_file};
+pub use layer::{Layers, for_container, resolve_layers};
 pub use settings::{Compression, Dump, NetworkLock, Restore, Settings, Tcp};
 pub use shown::{Shown, shown};
 pub use source::{ConfigError, Source};
+pub use toml::OPTIONS_TABLE;
 pub use value::text_of_list;

@@ -9,8 +9,8 @@ use toml::de::{DeTable, DeValue};
 use crate::file::Values;
 use crate::value::{Problem, Value};
 
-/// What our part of the runtime options begins with, as a table or in front of dotted names.
-const OPTIONS_PREFIX: &str = "cedana.";
+/// Our part of the runtime options: a table, or what stands in front of dotted names.
+pub const OPTIONS_TABLE: &str = "cedana";
 
 /// The deepest table: a setting's name has two parts, and in runtime options `cedana` is one more.
 const DEPTH_MAX: usize = 3;
@@ -35,10 +35,13 @@ pub(crate) fn parse(text: &str) -> Result<Values, String> {
 /// # Errors
 /// Where the table is no TOML.
 pub(crate) fn parse_runtime_options(text: &str) -> Result<Values, String> {
-    if !text.contains("cedana") {
+    if !text.contains(OPTIONS_TABLE) {
         return Ok(Vec::new());
     }
-    let ours = |(name, value): (String, _)| Some((name.strip_prefix(OPTIONS_PREFIX)?.to_owned(), value));
+    let ours = |(name, value): (String, _)| {
+        let name = name.strip_prefix(OPTIONS_TABLE)?.strip_prefix('.')?;
+        Some((name.to_owned(), value))
+    };
     Ok(parse(text)?.into_iter().filter_map(ours).collect())
 }
 

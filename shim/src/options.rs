@@ -117,6 +117,9 @@ pub struct Options {
     /// CRIU's work directory; empty keeps it in the bundle.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub criu_work_path: String,
+    /// The table these options came in, if it has settings of ours: [`config::for_container`] takes them from it.
+    #[serde(rename = "cedana", skip_serializing_if = "String::is_empty")]
+    pub settings: String,
 }
 
 impl Options {
@@ -221,7 +224,7 @@ impl Options {
 
     fn from_generic(generic: &Generic) -> Result<Self, OptionsError> {
         if !generic.config_body.is_empty() {
-            return table::parse(&String::from_utf8_lossy(&generic.config_body));
+            return Self::from_table(&String::from_utf8_lossy(&generic.config_body));
         }
         if generic.config_path.is_empty() {
             return Ok(Self::default());
@@ -229,13 +232,21 @@ impl Options {
         let path = PathBuf::from(&generic.config_path);
         let missing = || io::Error::from(io::ErrorKind::NotFound);
         match read_text(&path)? {
-            Some(text) => table::parse(&text),
+            Some(text) => Self::from_table(&text),
             None => Err(OptionsError::Io {
                 action: "read",
                 path,
                 source: missing(),
             }),
         }
+    }
+
+    fn from_table(text: &str) -> Result<Self, OptionsError> {
+        let mut options = table::parse(text)?;
+        if text.contains(config::OPTIONS_TABLE) {
+            text.clone_into(&mut options.settings);
+        }
+        Ok(options)
     }
 }
 
@@ -254,6 +265,7 @@ impl From<oci::Options> for Options {
             systemd_cgroup: said.systemd_cgroup,
             criu_image_path: said.criu_image_path,
             criu_work_path: said.criu_work_path,
+            settings: String::new(),
         }
     }
 }

@@ -39,6 +39,7 @@ use oci_bundles::spec::{SpecError, SpecView};
 use thiserror::Error;
 
 use crate::criu::proc;
+use crate::options::Options;
 use findings::Findings;
 
 /// Why nothing could be looked at.
@@ -129,9 +130,14 @@ pub fn look(pid: i32, bundle: Option<&Path>) -> Result<Report, PreflightError> {
 
 /// The settings a dump of the container would have.
 fn settings(bundle: Option<&Path>) -> Result<Settings, PreflightError> {
-    let annotations = match bundle {
-        Some(bundle) => SpecView::read(bundle)?.annotations,
-        None => BTreeMap::new(),
+    let (annotations, options) = match bundle {
+        // Without its options the container is looked at as if there were none: `delete` is who tells of damage.
+        Some(bundle) => (
+            SpecView::read(bundle)?.annotations,
+            Options::load(bundle).unwrap_or_default(),
+        ),
+        None => (BTreeMap::new(), Options::default()),
     };
-    Ok(config::resolve(&annotations)?)
+    // What is wrong with the host's layers does not hold for a dump either.
+    Ok(config::for_container(&annotations, &options.settings)?.0)
 }

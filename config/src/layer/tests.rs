@@ -103,10 +103,28 @@ fn an_annotation_sets_nothing_that_is_the_hosts() {
     for key in KEYS.iter().filter(|key| key.scope == Scope::Host) {
         for name in [key.name.to_owned(), key.name.replace('-', "_")] {
             let annotation = format!("{ANNOTATION_PREFIX}{name}");
-            let refused = resolve_without_file(&map(&[(&annotation, "/tmp/x")]));
+            let refused = for_container(&map(&[(&annotation, "/tmp/x")]), "");
             assert!(matches!(refused, Err(ConfigError::HostOnly { .. })), "{name}");
         }
     }
+}
+
+#[test]
+fn what_is_wrong_with_the_host_keeps_no_container_from_starting() {
+    let annotations = map(&[("cedana.dump.tcp", "close")]);
+    let (settings, problems) = for_container(&annotations, "cedana.dump.tpc = 'close'").expect("settings");
+    assert_eq!(settings.dump.tcp, Tcp::Close);
+    assert!(
+        matches!(problems.as_slice(), [ConfigError::Unknown { .. }]),
+        "{problems:?}"
+    );
+    let half = "cedana.dump.file-locks = false\ncedana.dump.tcp = 3";
+    let (settings, problems) = for_container(&BTreeMap::new(), half).expect("settings");
+    assert_eq!(
+        (settings, problems.len()),
+        (Settings::default(), 1),
+        "a wrong layer is left out as a whole"
+    );
 }
 
 #[test]

@@ -96,7 +96,7 @@ pub async fn create(mut request: Request, around: Surroundings) -> Result<Contai
         .options
         .save(&request.bundle)
         .map_err(internal("keep the runtime options"))?;
-    let mut settings = settings(&spec)?;
+    let mut settings = settings(&spec, &request.options)?;
     let registry = Arc::clone(&around.registry);
     let key = registry.key(&request.namespace, &request.id);
     if let Some(pending) = registry.pending(settings.db.path.as_deref(), &key)? {
@@ -222,15 +222,14 @@ fn refuse_foreign_state(facts: &Facts) -> Result<()> {
     )))
 }
 
-/// The container's settings. A wrong annotation is its author's to mend; a broken file of the host must not keep
-/// every container on it from starting.
-fn settings(spec: &SpecView) -> Result<Settings> {
-    let of_annotations = config::resolve_without_file(&spec.annotations)
+/// The container's settings. A wrong annotation is its author's to mend; what is wrong with the host is only told.
+fn settings(spec: &SpecView, options: &Options) -> Result<Settings> {
+    let (settings, problems) = config::for_container(&spec.annotations, &options.settings)
         .map_err(|error| Error::InvalidArgument(chain(&error)))?;
-    config::resolve(&spec.annotations).or_else(|error| {
-        tracing::error!(error = chain(&error), "the configuration file is not used");
-        Ok(of_annotations)
-    })
+    for problem in &problems {
+        tracing::error!(error = chain(problem), "the host's settings are not used");
+    }
+    Ok(settings)
 }
 
 /// runc takes CRIU's configuration file from the spec the container was created with, so the annotation has to be in

@@ -86,6 +86,17 @@ fn generic_options_are_read_from_their_table_or_from_the_file_they_name() {
 }
 
 #[test]
+fn a_table_with_settings_of_ours_is_kept_whole() {
+    let read = |table| Options::from_any("runtimeoptions.v1.Options", &generic(&[(3, table)])).unwrap();
+    let table = "SystemdCgroup = true\n[cedana]\n  'dump.tcp' = 'close'\n";
+    assert_eq!(read(table).settings, table);
+    assert_eq!(read("SystemdCgroup = true\n").settings, "");
+    let bundle = tempfile::tempdir().unwrap();
+    read(table).save(bundle.path()).unwrap();
+    assert_eq!(Options::load(bundle.path()).unwrap(), read(table));
+}
+
+#[test]
 fn tables_are_read_or_refused_with_their_line() {
     let cases: &[(&str, Result<Options, usize>)] = &[
         ("", Ok(Options::default())),
