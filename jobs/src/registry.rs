@@ -29,6 +29,7 @@ pub use warning::Warning;
 use crate::liveness;
 use crate::record::{Checkpoint, Key, Process, Record, SCHEMA, Shim, Status, Stdio};
 use crate::spool::{self, Spool, SpoolError};
+use intake::Spools;
 use rows::{Kept, Row};
 use store::{Fault, Store, StoreError};
 
@@ -119,7 +120,7 @@ pub struct Registry {
     store: Option<Store>,
     file: Option<PathBuf>,
     inode: Option<u64>,
-    spool: Option<Spool>,
+    spools: Option<Spools>,
     is_new: bool,
     warnings: Vec<Warning>,
 }
@@ -127,13 +128,12 @@ pub struct Registry {
 impl Registry {
     /// Opens the registry at `path`, in whatever state it is.
     pub fn open(path: &Path) -> Opened {
-        let spool = Spool::beside(path);
-        let found = opening::open(path, spool.directory());
+        let found = opening::open(path, Spool::beside(path).directory());
         let mut registry = Self {
             store: None,
             file: Some(path.to_owned()),
             inode: opening::inode(path),
-            spool: Some(spool),
+            spools: Some(Spools::of(path)),
             is_new: false,
             warnings: Vec::new(),
         };
@@ -151,7 +151,7 @@ impl Registry {
             store,
             file: None,
             inode: None,
-            spool: None,
+            spools: None,
             is_new: false,
             warnings: Vec::new(),
         };
@@ -168,13 +168,13 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Broken`] only.
     pub fn refresh(&mut self) -> Result<(), RegistryError> {
-        let Some(spool) = self.spool.clone() else {
+        let Some(spools) = self.spools.clone() else {
             return Ok(());
         };
-        let problems = self.attempt(|store| intake::take_in(store, &spool))?;
+        let problems = self.attempt(|store| intake::take_in(store, &spools))?;
         self.warnings.extend(Warning::of_problems(problems));
         match self.file {
-            Some(_) => self.attempt(|store| intake::tidy(store, &spool)),
+            Some(_) => self.attempt(|store| intake::tidy(store, &spools)),
             // One in memory does not know all that a tidying hand has to know.
             None => Ok(()),
         }
@@ -320,7 +320,7 @@ impl Registry {
     /// [`RegistryError::Spool`] if its record stays; the others as elsewhere.
     pub fn delete(&mut self, key: &Key) -> Result<(), RegistryError> {
         let file = spool::file_name(key)?;
-        if let Some(spool) = &self.spool {
+        for spool in self.spools.iter().flat_map(Spools::each) {
             spool.remove(key).map_err(RegistryError::Spool)?;
         }
         self.insist(|store| store.write(|db| rows::drop_job(db, &file)))
@@ -377,16 +377,14 @@ impl Registry {
     }
 
     fn recover(&mut self, e: &StoreError) {
-        let (Some(path), Some(spool)) = (self.file.clone(), &self.spool) else {
-            return;
-        };
+        let Some(path) = self.file.clone() else { return };
         if e.fault != Fault::Damaged {
             return self.fall_back(e);
         }
         let salvaged = self.store.as_mut().map(Store::salvage).unwrap_or_default();
         // Before it is put aside: what SQLite does as it closes belongs to the old one.
         self.store = None;
-        match opening::repair(&path, spool.directory(), self.inode) {
+        match opening::repair(&path, Spool::beside(&path).directory(), self.inode) {
             Ok(found) => self.adopt_found(&path, found),
             Err(e) => return self.fall_back(&e),
         }
@@ -437,9 +435,9 @@ impl Registry {
                 .iter()
                 .try_for_each(|kept| rows::put_checkpoint(db, kept))
         });
-        let spool = self.spool.clone();
+        let spools = self.spools.clone();
         let taken =
-            filled.and_then(|()| spool.map_or(Ok(Vec::new()), |spool| intake::take_in(store, &spool)));
+            filled.and_then(|()| spools.map_or(Ok(Vec::new()), |spools| intake::take_in(store, &spools)));
         match taken {
             Ok(problems) => self.warnings.extend(Warning::of_problems(problems)),
             Err(e) => self

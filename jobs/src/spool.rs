@@ -24,7 +24,10 @@ use sha2::{Digest, Sha256};
 use crate::file::{self, ReadError, Stamp};
 use crate::record::{Key, Record, SCHEMA, Status};
 
-/// Where the shims publish: in memory, which cannot be full or stuck as a disk can, and gone with the shims after a reboot.
+/// Where the database is unless the settings say otherwise: the default of `db.path`.
+const USUAL_DATABASE: &str = "/var/lib/cedana/jobs.db";
+
+/// Where the shims publish then: in memory, which cannot be full or stuck as a disk can, and gone with the shims after a reboot.
 const LIVE: &str = "/run/cedana/jobs.d";
 
 /// A record is some 2 KiB; one with all its checkpoints under long paths stays below.
@@ -103,11 +106,15 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// The one where every shim keeps its containers' records up to date, and finds pending restores.
-    pub fn live() -> Self {
-        Self {
-            directory: PathBuf::from(LIVE),
+    /// The one where the shims keep their containers' records up to date, and find pending restores. A database that is not in
+    /// the usual place has it beside itself, so that whoever wants a registry of his own gets all of it.
+    pub fn live(db_path: &Path) -> Self {
+        if db_path == Path::new(USUAL_DATABASE) {
+            return Self {
+                directory: PathBuf::from(LIVE),
+            };
         }
+        Self::beside(db_path)
     }
 
     /// The one for records that are to outlive a reboot: those of containers that were saved. It is beside the

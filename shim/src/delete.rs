@@ -7,6 +7,7 @@
 pub(crate) mod leftover;
 mod straggler;
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read};
@@ -16,7 +17,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::DeleteResponse;
-use jobs::spool::Spool;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use oci_bundles::mounts;
@@ -72,8 +72,13 @@ pub fn delete(args: &Args, directory: &Path) -> protobuf::Result<Deleted> {
     let state = options.state_root(&args.namespace).join(&args.id);
     if state.exists() || is_abandoned(&bundle) {
         complaints.extend(clean_up(args, &bundle, &options, &state));
-        let registry = Registry::new(Spool::live(), PathBuf::from(&args.address), PathBuf::new());
-        registry.abandoned(&registry.key(&args.namespace, &args.id), STATUS_KILLED);
+        if let Some(database) = config::for_container(&BTreeMap::new(), &options.settings)
+            .ok()
+            .and_then(|(settings, _)| settings.db.path)
+        {
+            let registry = Registry::new(PathBuf::from(&args.address), PathBuf::new());
+            registry.abandoned(&database, &registry.key(&args.namespace, &args.id), STATUS_KILLED);
+        }
     }
     if let Err(error) = unmount(&bundle.join("rootfs")) {
         complaints.push(format!("unmount {}: {error}", bundle.join("rootfs").display()));

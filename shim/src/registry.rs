@@ -43,7 +43,9 @@ const SWEEPERS: u32 = 16;
 /// What the entries of one shim have in common. The default publishes nothing.
 #[derive(Debug, Default)]
 pub struct Registry {
-    live: Option<Spool>,
+    /// Where the first container was published.
+    live: OnceLock<Spool>,
+    publishes: bool,
     /// containerd's socket.
     engine: PathBuf,
     /// Our own.
@@ -53,12 +55,12 @@ pub struct Registry {
 
 impl Registry {
     /// For a shim that serves this containerd on this socket.
-    pub fn new(live: Spool, engine: PathBuf, socket: PathBuf) -> Self {
+    pub fn new(engine: PathBuf, socket: PathBuf) -> Self {
         Self {
-            live: Some(live),
+            publishes: true,
             engine,
             socket,
-            shim: OnceLock::new(),
+            ..Self::default()
         }
     }
 
@@ -73,11 +75,13 @@ impl Registry {
 
     /// The entry of a container that is being created.
     pub fn entry(&self, container: New) -> Entry {
-        let live = self.live.clone();
-        let places = live.zip(container.database).map(|(live, database)| Places {
-            live,
-            kept: Spool::beside(database),
-        });
+        let places = container
+            .database
+            .filter(|_| self.publishes)
+            .map(|database| Places {
+                live: self.live.get_or_init(|| Spool::live(database)).clone(),
+                kept: Spool::beside(database),
+            });
         let before = places.as_ref().and_then(|places| places.find(&container.key));
         let is_known = before.is_some();
         let annotation = |name| container.spec.annotation(name).map(str::to_owned);
@@ -117,17 +121,16 @@ impl Registry {
     /// # Errors
     /// It cannot be read: a fresh start is not what was asked for.
     pub fn pending(&self, database: Option<&Path>, key: &Key) -> Result<Option<Pending>> {
-        match (&self.live, database) {
-            (Some(live), Some(_)) => {
-                pending::take(live, key).map_err(internal("read the restore that is pending"))
-            }
-            _ => Ok(None),
+        match database.filter(|_| self.publishes) {
+            Some(database) => pending::take(&Spool::live(database), key)
+                .map_err(internal("read the restore that is pending")),
+            None => Ok(None),
         }
     }
 
     /// Publishes the end of a container whose shim has died, if there is an entry for it.
-    pub fn abandoned(&self, key: &Key, status: u32) {
-        let Some(live) = &self.live else { return };
+    pub fn abandoned(&self, database: &Path, key: &Key, status: u32) {
+        let live = Spool::live(database);
         let Ok(Some(mut record)) = live.read(key) else {
             return;
         };
@@ -141,10 +144,10 @@ impl Registry {
 
     /// Removes entries that nobody needs any more, if it is this shim's turn.
     pub fn sweep(&self) {
-        if self.shim.get().is_none() || !std::process::id().is_multiple_of(SWEEPERS) {
+        if !std::process::id().is_multiple_of(SWEEPERS) {
             return;
         }
-        if let Some(Err(error)) = self.live.as_ref().map(|live| live.sweep(ENDED_MAX)) {
+        if let Some(Err(error)) = self.live.get().map(|live| live.sweep(ENDED_MAX)) {
             tracing::debug!(%error, "the registry cannot be swept");
         }
     }

@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use jobs::spool::Spool;
 use nix::sys::prctl;
 use tokio::net::UnixListener;
 use tokio::runtime::Builder;
@@ -112,7 +111,6 @@ async fn live(
     let publisher = Publisher::start(&environment.ttrpc_address, &args.namespace);
     let events = Arc::clone(&publisher) as Arc<dyn EventSink>;
     let registry = Arc::new(Registry::new(
-        Spool::live(),
         PathBuf::from(&args.address),
         socket.0.clone().unwrap_or_default(),
     ));

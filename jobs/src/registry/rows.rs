@@ -81,7 +81,38 @@ fn kept(row: &SqlRow<'_>) -> rusqlite::Result<Kept> {
 
 /// The stamps of the records that were taken in, by file.
 pub(super) fn stamps(connection: &Connection) -> Result<HashMap<String, Stamp>, StoreError> {
-    let text = "SELECT file, inode, changed_nano, size FROM jobs WHERE inode IS NOT NULL";
+    stamps_by(
+        connection,
+        "SELECT file, inode, changed_nano, size FROM jobs WHERE inode IS NOT NULL",
+    )
+}
+
+/// The same of those that outlive a reboot.
+pub(super) fn kept_stamps(connection: &Connection) -> Result<HashMap<String, Stamp>, StoreError> {
+    stamps_by(connection, "SELECT file, inode, changed_nano, size FROM kept")
+}
+
+/// Remembers that a record that outlives a reboot was taken in.
+pub(super) fn put_kept_stamp(connection: &Connection, file: &str, stamp: Stamp) -> Result<(), StoreError> {
+    let text = "INSERT OR REPLACE INTO kept (file, inode, changed_nano, size) VALUES (?1, ?2, ?3, ?4)";
+    let mut statement = connection.prepare_cached(text)?;
+    let _one = statement.execute((
+        file,
+        stamp.inode.cast_signed(),
+        stamp.changed_nano,
+        stamp.size.cast_signed(),
+    ))?;
+    Ok(())
+}
+
+/// Forgets it: its file is gone.
+pub(super) fn drop_kept_stamp(connection: &Connection, file: &str) -> Result<(), StoreError> {
+    let mut statement = connection.prepare_cached("DELETE FROM kept WHERE file = ?1")?;
+    let _some = statement.execute((file,))?;
+    Ok(())
+}
+
+fn stamps_by(connection: &Connection, text: &str) -> Result<HashMap<String, Stamp>, StoreError> {
     let mut statement = connection.prepare_cached(text)?;
     let rows = statement.query_map((), |row| {
         let stamp = Stamp {

@@ -48,6 +48,12 @@ const MIGRATIONS: &[&str] = &["
         missing      INTEGER NOT NULL DEFAULT 0   -- seconds since 1970: since when it is not there
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX checkpoints_of_job ON checkpoints (file, at);
+    CREATE TABLE kept (                  -- what was taken in of the records that outlive a reboot
+        file         TEXT PRIMARY KEY,
+        inode        INTEGER NOT NULL,
+        changed_nano INTEGER NOT NULL,
+        size         INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
     CREATE TABLE chores (name TEXT PRIMARY KEY, at INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 "];
 

@@ -137,7 +137,7 @@ fn checkpoints_outlive_records_and_end_with_their_path() {
 
     std::fs::remove_dir(&second.path).unwrap();
     let job = registry.find("web", None).unwrap();
-    assert_eq!(registry.checkpoints(&job), [first.clone()]);
+    assert_eq!(registry.checkpoints(&job), std::slice::from_ref(&first));
     // It was unmounted, say.
     std::fs::create_dir(&second.path).unwrap();
     assert_eq!(registry.find("web", None).unwrap().checkpoints.count, 2);
@@ -152,7 +152,7 @@ fn checkpoints_outlive_records_and_end_with_their_path() {
     let job = registry.find("web", None).unwrap();
     assert_eq!(
         registry.checkpoints(&job),
-        [second.clone()],
+        std::slice::from_ref(&second),
         "a record names it still"
     );
 
@@ -216,7 +216,10 @@ fn an_adopted_container_is_a_job_until_our_shim_has_it() {
     };
     registry.adopt(&adopted).unwrap();
     // A late look at the life before.
-    fixture.publish(&Record { changed: 2, ..record("web", Status::Deleted) });
+    fixture.publish(&Record {
+        changed: 2,
+        ..record("web", Status::Deleted)
+    });
     registry.refresh().unwrap();
     let job = registry.find("mine", None).unwrap();
     assert!(job.managed && job.is_alive());
