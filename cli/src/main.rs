@@ -1,2 +1,45 @@
-//! `cedana`.
-fn main() {}
+//! `cedana`: lists the jobs of a machine, saves them and brings them back.
+//!
+//! ```text
+//!   args ----> commands/VERB ----> jobs      which job is meant (the registry, and the spool of the shims)
+//!                   |      \-----> shim      the job's own shim: dump, freeze, thaw, restore in place
+//!                   |       \----> engines   containerd, docker, nerdctl: who starts and kills containers
+//!                   v
+//!                output     tables, JSON, progress: the only printing
+//! ```
+//!
+//! Invariants:
+//! - the command line never starts CRIU or runc on a container: the shim that owns it does;
+//! - standard output carries what was asked for and nothing else; errors, hints and warnings go to standard error;
+//! - each failure has a kind, and each kind its exit code ([`error::Kind`]).
+
+mod args;
+mod commands;
+mod context;
+mod engines;
+mod error;
+mod jobs;
+mod output;
+mod shim;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+fn main() -> ExitCode {
+    // Ends the process when a shell asks for the names that could come next.
+    clap_complete::CompleteEnv::with_factory(args::Cedana::command).complete();
+    let cedana = args::Cedana::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let done = match runtime {
+        Ok(runtime) => runtime.block_on(commands::run(cedana)),
+        Err(source) => Err(error::Error::failed(format!("failed to start: {source}"))),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::from(error.kind.code())
+        }
+    }
+}
