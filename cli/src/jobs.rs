@@ -1,0 +1,165 @@
+//! Which jobs there are, and which one is meant.
+
+mod enrich;
+pub mod rebuild;
+
+use std::ffi::OsStr;
+
+use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
+use config::{Layers, resolve_layers};
+use jobs::record::{Checkpoint, Key, Status};
+use jobs::registry::find::find;
+use jobs::registry::{Adopted, FindError, Job, Registry, RegistryError};
+
+use crate::context::Context;
+use crate::error::Error;
+use crate::output;
+
+/// Names that a shell is given to choose from; nobody reads more.
+const COMPLETED_MAX: usize = 200;
+
+/// The registry, and the jobs as they were when it was read last.
+#[derive(Debug)]
+pub struct Jobs {
+    registry: Registry,
+    all: Vec<Job>,
+}
+
+impl Jobs {
+    /// Opens the registry, takes in what shims have published, and asks the engines for the names of what is new. What is
+    /// wrong with it costs a warning.
+    ///
+    /// # Errors
+    /// It is switched off, or there is not even memory for one.
+    pub async fn open(context: &Context) -> Result<Self, Error> {
+        let opened = Registry::open(context.database()?);
+        let mut jobs = Self {
+            registry: opened.registry,
+            all: Vec::new(),
+        };
+        for warning in opened.warnings {
+            output::warning(&warning.to_string());
+        }
+        if opened.is_new {
+            rebuild::take_in(&mut jobs.registry, context);
+        }
+        jobs.refresh().await?;
+        Ok(jobs)
+    }
+
+    /// Looks again.
+    ///
+    /// # Errors
+    /// As [`Jobs::open`].
+    pub async fn refresh(&mut self) -> Result<(), Error> {
+        self.registry.refresh()?;
+        enrich::enrich(&mut self.registry).await?;
+        self.all = self.registry.jobs()?;
+        for warning in self.registry.take_warnings() {
+            output::warning(&warning.to_string());
+        }
+        Ok(())
+    }
+
+    /// All of them, also such as are not shown: [`Job::is_listed`].
+    pub fn all(&self) -> &[Job] {
+        &self.all
+    }
+
+    /// The job that somebody means: its name, its id, what one of them begins with, or NAMESPACE/NAME.
+    ///
+    /// # Errors
+    /// There is none, or more than one.
+    pub fn find(&self, text: &str, namespace: Option<&str>) -> Result<Job, Error> {
+        find(&self.all, text, namespace).cloned().map_err(|problem| match problem {
+            FindError::NotFound => {
+                Error::not_found(format!("there is no job {text}")).hint("cedana ps --all lists all jobs")
+            }
+            FindError::Ambiguous(choices) => {
+                Error::usage(format!("{text} may be any of {}", choices.join(", "))).hint("say one of these")
+            }
+        })
+    }
+
+    /// The job of that container.
+    pub fn of(&self, key: &Key) -> Option<&Job> {
+        self.all.iter().find(|job| job.key == *key)
+    }
+
+    /// The job of exactly that name that still has a task.
+    pub fn named(&self, name: &str) -> Option<&Job> {
+        let has_task = |job: &&Job| job.record.status != Status::Deleted;
+        self.all.iter().filter(has_task).find(|job| job.name == name)
+    }
+
+    /// Whether a new job cannot have that name.
+    pub fn is_taken(&self, name: &str) -> bool {
+        self.all.iter().any(|job| job.name == name || job.key.id == name)
+    }
+
+    /// What was saved of a job, the newest first.
+    pub fn checkpoints(&self, job: &Job) -> Vec<Checkpoint> {
+        self.registry.checkpoints(job)
+    }
+
+    /// Notes a complete checkpoint of a job. Its shim may have told of it already; a packed one only we know.
+    ///
+    /// # Errors
+    /// The registry does not take it.
+    pub fn add_checkpoint(&mut self, key: &Key, checkpoint: &Checkpoint) -> Result<(), Error> {
+        Ok(self.registry.add_checkpoint(key, checkpoint)?)
+    }
+
+    /// Forgets a checkpoint.
+    ///
+    /// # Errors
+    /// The registry does not take it.
+    pub fn remove_checkpoint(&mut self, id: &str) -> Result<(), Error> {
+        Ok(self.registry.remove_checkpoint(id)?)
+    }
+
+    /// Makes a container of another shim a job.
+    ///
+    /// # Errors
+    /// The registry does not take it.
+    pub fn adopt(&mut self, adopted: &Adopted) -> Result<(), Error> {
+        Ok(self.registry.adopt(adopted)?)
+    }
+
+    /// Forgets a job.
+    ///
+    /// # Errors
+    /// The registry does not take it.
+    pub fn delete(&mut self, key: &Key) -> Result<(), Error> {
+        Ok(self.registry.delete(key)?)
+    }
+}
+
+impl From<RegistryError> for Error {
+    fn from(error: RegistryError) -> Self {
+        match error {
+            RegistryError::Name(_) => Self::usage(error.to_string()),
+            RegistryError::NoCheckpoint(_) => Self::not_found(error.to_string()),
+            RegistryError::Spool(_) | RegistryError::Broken(_) => Self::failed(error.to_string()),
+        }
+    }
+}
+
+/// Offers a shell the names of jobs.
+pub fn completer() -> ArgValueCompleter {
+    ArgValueCompleter::new(|typed: &OsStr| complete(&typed.to_string_lossy()).unwrap_or_default())
+}
+
+/// No engine is asked: a press of a key does not wait for one.
+fn complete(typed: &str) -> Option<Vec<CompletionCandidate>> {
+    let settings = resolve_layers(&Layers::of_this_process(None).ok()?).ok()?;
+    let mut registry = Registry::open(settings.db.path.as_deref()?).registry;
+    registry.refresh().ok()?;
+    let jobs = registry.jobs().ok()?;
+    let offered = jobs
+        .into_iter()
+        .filter(|job| job.is_listed(false) && job.name.starts_with(typed))
+        .take(COMPLETED_MAX)
+        .map(|job| CompletionCandidate::new(job.name).help(Some(job.status.into())));
+    Some(offered.collect())
+}
