@@ -1,0 +1,193 @@
+//! The dump of a job of ours: its shim writes the checkpoint, we show how far it is and may take it back.
+
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jobs::liveness;
+use jobs::record::{Checkpoint, Record};
+use jobs::registry::Job;
+use jobs::wire::{self, DumpAnswer, DumpRequest, Empty, Target};
+use oci_bundles::archive::Form;
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::flags::Flags;
+use super::place::{self, Place};
+use super::{pack, watch};
+use crate::commands::dump_containerd::foreign;
+use crate::context::Context;
+use crate::error::{Error, Kind};
+use crate::jobs::{Jobs, rebuild};
+use crate::output;
+use crate::output::progress::Progress;
+use crate::output::time;
+use crate::shim::{self, ShimError};
+
+/// The shim bounds a dump by its size and by `dump.timeout`. This only ends the wait for one that is not there any more.
+const ANSWER_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// The container has ended when the shim answers; its init is a zombie for the moment until it is reaped.
+const END: Duration = Duration::from_secs(10);
+
+/// Between two looks at that.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What is told of a dump.
+#[derive(Debug, Serialize)]
+struct Told<'a> {
+    job: &'a str,
+    namespace: &'a str,
+    id: &'a str,
+    path: &'a Path,
+    size: u64,
+    compression: &'static str,
+    left_running: bool,
+    timings: Vec<(String, f64)>,
+}
+
+/// Dumps a job of ours as the flags say, packs and registers it, and prints where it is.
+///
+/// # Errors
+/// It does not run, or the dump failed; [`Kind::Interrupted`] when it was taken back.
+pub async fn save(context: &Context, jobs: &mut Jobs, job: &Job, flags: &Flags) -> Result<(), Error> {
+    if !job.is_alive() {
+        return Err(Error::wrong_state(format!(
+            "job {} is not running (status: {})",
+            job.name, job.status
+        )));
+    }
+    let wishes = flags.wishes(context)?;
+    let place = place::choose(context, flags, &job.name)?;
+    let request = DumpRequest {
+        id: job.key.id.clone(),
+        path: place.directory.clone(),
+        leave_running: wishes.leave_running,
+        shell_job: wishes.shell_job,
+        settings: wishes.settings,
+    };
+    let progress = Arc::new(Progress::start(&format!("dumping {}", job.name), context.json));
+    let answer = if job.managed {
+        foreign::ask(context, job, &request).await?
+    } else {
+        ask(&job.record, &request, &progress)
+            .await
+            .map_err(|error| told(job, error))?
+    };
+    if !request.leave_running {
+        ended(job).await;
+    }
+    let mut checkpoint = checkpoint(&place.directory, answer.size, request.leave_running);
+    let packed = match place.form {
+        Form::Directory => Ok(answer.size),
+        _ => pack::pack(&place, Arc::clone(&progress)).await,
+    };
+    drop(progress);
+    if let Ok(size) = packed {
+        checkpoint.path.clone_from(&place.path);
+        checkpoint.size = size;
+    }
+    // Bookkeeping does not make a dump fail that has succeeded.
+    if let Err(problem) = jobs.add_checkpoint(&job.key, &checkpoint) {
+        output::warning(&problem.to_string());
+    }
+    let size = packed?;
+    tell(context, job, &place, size, &request, answer)
+}
+
+/// Asks the shim, shows how far it is, and passes a Ctrl+C on. Then too it is the shim's answer that counts: past its commit
+/// a dump is not taken back.
+async fn ask(record: &Record, request: &DumpRequest, progress: &Progress) -> Result<DumpAnswer, ShimError> {
+    let socket = &record.shim.socket;
+    let answer = shim::call(socket, wire::DUMP, request, ANSWER_MAX);
+    let watch = watch::watch(socket, &request.id, progress);
+    let cancel = async {
+        interrupted().await;
+        progress.say("taking it back");
+        let target = Target {
+            id: request.id.clone(),
+        };
+        // If it cannot be taken back any more, the dump's own answer says what became of it.
+        let _too_late = shim::call::<_, Empty>(socket, wire::CANCEL, &target, shim::SHORT).await;
+        std::future::pending::<Infallible>().await
+    };
+    tokio::select! {
+        answer = answer => answer,
+        never = watch => match never {},
+        never = cancel => match never {},
+    }
+}
+
+/// Ctrl+C, or a polite kill.
+async fn interrupted() {
+    let mut terminate = signal(SignalKind::terminate()).ok();
+    let terminated = async {
+        match &mut terminate {
+            Some(signal) => signal.recv().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        pressed = tokio::signal::ctrl_c() => if pressed.is_err() { std::future::pending().await },
+        _ = terminated => {}
+    }
+}
+
+/// The shim's words, with the job's name and what became of it.
+fn told(job: &Job, error: ShimError) -> Error {
+    let error = Error::from(error);
+    if error.kind == Kind::Interrupted {
+        return Error::new(
+            Kind::Interrupted,
+            format!("dump of job {} rolled back: it goes on", job.name),
+        );
+    }
+    error.while_trying_to(&format!("dump job {}", job.name))
+}
+
+/// Waits until the init is gone, so that who lists the jobs next does not see it. The dump is complete in any case.
+async fn ended(job: &Job) {
+    let end = tokio::time::Instant::now() + END;
+    while liveness::is_alive(&job.record.init) && tokio::time::Instant::now() < end {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// As its manifest has it, which goes into an archive with it.
+fn checkpoint(directory: &Path, size: u64, left_running: bool) -> Checkpoint {
+    let origin = rebuild::origin(directory);
+    Checkpoint {
+        id: origin.as_ref().map_or_else(
+            || directory.display().to_string(),
+            |origin| origin.checkpoint.clone(),
+        ),
+        path: directory.to_owned(),
+        at: origin.map_or_else(time::now, |origin| origin.at),
+        size,
+        left_running,
+    }
+}
+
+fn tell(
+    context: &Context,
+    job: &Job,
+    place: &Place,
+    size: u64,
+    request: &DumpRequest,
+    answer: DumpAnswer,
+) -> Result<(), Error> {
+    if context.json {
+        return output::json(&Told {
+            job: &job.name,
+            namespace: &job.key.namespace,
+            id: &job.key.id,
+            path: &place.path,
+            size,
+            compression: place.form.word(),
+            left_running: request.leave_running,
+            timings: answer.timings,
+        });
+    }
+    output::line(&format!("Dumped to {}", place.path.display()))
+}
