@@ -113,23 +113,6 @@ impl Containerd {
         &self.namespace
     }
 
-    /// Its version, as it says it.
-    ///
-    /// # Errors
-    /// It does not answer.
-    pub async fn version(&self) -> Result<String, Error> {
-        let request = self.request((), CALL_LIMIT);
-        let mut client = self.client.version();
-        let answer = self
-            .answer(
-                "ask containerd for its version",
-                CALL_LIMIT,
-                client.version(request),
-            )
-            .await?;
-        Ok(answer.version)
-    }
-
     fn request<T>(&self, message: T, limit: Duration) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(limit);
