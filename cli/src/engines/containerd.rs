@@ -6,6 +6,7 @@ mod containers;
 mod events;
 mod snapshots;
 mod tasks;
+mod version;
 
 use std::fmt;
 use std::future::Future;
