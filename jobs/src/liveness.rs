@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use crate::record::Process;
 
 /// `/proc/PID/stat` is one line of some 50 numbers and a name of at most 64 bytes.
-const STAT_BYTES_MAX: u64 = 4096;
+const STAT_BYTES_MAX: usize = 4096;
 
 /// What became of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,10 +102,11 @@ fn parse_stat(line: &str) -> Option<(char, u64)> {
 }
 
 fn read(path: &str) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    let _length = File::open(path)?.take(STAT_BYTES_MAX).read_to_end(&mut bytes)?;
+    // One read: `/proc` writes such a file as a whole, and `cedana ps` reads a thousand of them.
+    let mut bytes = [0; STAT_BYTES_MAX];
+    let length = File::open(path)?.read(&mut bytes)?;
     // The name of a process need not be UTF-8.
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok(String::from_utf8_lossy(bytes.get(..length).unwrap_or_default()).into_owned())
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 //! A file system without room, and one that cannot be written. As root only: they are mounted for it, where nobody else sees it.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed, in its helpers too")]
 
 use std::io::{ErrorKind, Write};
 use std::path::Path;

@@ -1,6 +1,7 @@
 //! Many processes at once: shims that publish, and command lines that take in, adopt, and add checkpoints.
 //!
 //! This binary runs itself again for each of them, with its part in the environment.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed, in its helpers too")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
