@@ -9,6 +9,7 @@
 //! Invariant: whatever goes wrong here is a warning, and only the first time: the registry is an index, and no container
 //! waits for it or fails because of it.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -119,13 +120,19 @@ impl Registry {
     /// Takes the restore that `cedana restore` has prepared for a container, if it has.
     ///
     /// # Errors
-    /// It cannot be read: a fresh start is not what was asked for.
+    /// There is one that cannot be understood: a fresh start is not what was asked for.
     pub fn pending(&self, database: Option<&Path>, key: &Key) -> Result<Option<Pending>> {
-        match database.filter(|_| self.publishes) {
-            Some(database) => pending::take(&Spool::live(database), key)
-                .map_err(internal("read the restore that is pending")),
-            None => Ok(None),
+        let Some(database) = database.filter(|_| self.publishes) else {
+            return Ok(None);
+        };
+        match pending::take(&Spool::live(database), key) {
+            Err(error) if error.kind() != ErrorKind::InvalidData => {
+                tracing::warn!(id = key.id, %error, "it cannot be told whether a restore of this container is pending");
+                Ok(None)
+            }
+            taken => taken.map_err(internal("read the restore that is pending")),
         }
+    }
     }
 
     /// Publishes the end of a container whose shim has died, if there is an entry for it.
