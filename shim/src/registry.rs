@@ -133,7 +133,6 @@ impl Registry {
             taken => taken.map_err(internal("read the restore that is pending")),
         }
     }
-    }
 
     /// Publishes the end of a container whose shim has died, if there is an entry for it.
     pub fn abandoned(&self, database: &Path, key: &Key, status: u32) {
