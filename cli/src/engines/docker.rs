@@ -1,7 +1,7 @@
 //! Docker, by its API on its Unix socket.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty, Limited};
@@ -81,11 +81,6 @@ impl Docker {
         Ok(Self {
             socket: PathBuf::from(socket),
         })
-    }
-
-    /// Its socket.
-    pub fn socket(&self) -> &Path {
-        &self.socket
     }
 
     /// All containers, by their ids.
@@ -202,6 +197,8 @@ fn listed(body: &[u8]) -> serde_json::Result<HashMap<String, Container>> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -217,7 +214,7 @@ mod tests {
             (Some("ssh://host"), None),
         ] {
             match (Docker::at(host), socket) {
-                (Ok(docker), Some(socket)) => assert_eq!(docker.socket(), Path::new(socket)),
+                (Ok(docker), Some(socket)) => assert_eq!(docker.socket, Path::new(socket)),
                 (Err(error), None) => assert_eq!(error.kind, Kind::Unsupported, "{host:?}"),
                 (other, _) => panic!("{host:?}: {other:?}"),
             }

@@ -161,8 +161,7 @@ async fn attached(args: &Args, engine: &Containerd, job: &str, id: &str) -> Resu
     let status = command.status().await.map_err(|source| not_there(&source))?;
     match status.code() {
         Some(0) => Ok(()),
-        // The container's code, which is no failure of ours and has no words. Nothing is left to be undone.
-        Some(code) => std::process::exit(code),
+        Some(code) => Err(Error::exit(u8::try_from(code & 0xff).unwrap_or(1))),
         None => Err(Error::tool(format!("ctr ended by {status}"))),
     }
 }

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use containerd_client::services::v1::{
     self as api, CreateContainerRequest, DeleteContainerRequest, GetContainerRequest, ListContainersRequest,
-    ListNamespacesRequest,
 };
 use prost_types::Any;
 use serde_json::Value;
@@ -95,23 +94,6 @@ impl Container {
 }
 
 impl Containerd {
-    /// The namespaces there are.
-    ///
-    /// # Errors
-    /// containerd does not answer.
-    pub async fn namespaces(&self) -> Result<Vec<String>, Error> {
-        let request = self.request(ListNamespacesRequest::default(), CALL_LIMIT);
-        let mut client = self.client.namespaces();
-        let answer = self
-            .answer("list namespaces", CALL_LIMIT, client.list(request))
-            .await?;
-        Ok(answer
-            .namespaces
-            .into_iter()
-            .map(|namespace| namespace.name)
-            .collect())
-    }
-
     /// The containers of the namespace.
     ///
     /// # Errors

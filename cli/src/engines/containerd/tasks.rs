@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use containerd_client::services::v1::{
-    CheckpointTaskRequest, CreateTaskRequest, DeleteTaskRequest, GetRequest, KillRequest, ListTasksRequest,
+    CheckpointTaskRequest, CreateTaskRequest, DeleteTaskRequest, GetRequest, KillRequest,
     PauseTaskRequest, ResumeTaskRequest, StartRequest, WaitRequest,
 };
 use containerd_client::types::v1::{Process, Status};
@@ -11,7 +11,7 @@ use prost::Message;
 use prost_types::Any;
 
 use super::{
-    CALL_LIMIT, CHECKPOINT_LIMIT, Container, Containerd, MESSAGE_BYTES_MAX, RUNTIME_LIMIT, optional,
+    CALL_LIMIT, CHECKPOINT_LIMIT, Container, Containerd, RUNTIME_LIMIT, optional,
 };
 use crate::error::Error;
 
@@ -33,14 +33,10 @@ pub enum TaskStatus {
 /// A task.
 #[derive(Debug, Clone)]
 pub struct Task {
-    /// The container's id.
-    pub id: String,
     /// The init's pid; zero if it has none yet.
     pub pid: i32,
     /// How far it is.
     pub status: TaskStatus,
-    /// How the init ended, if it has.
-    pub exit_status: u32,
     /// Its streams.
     pub streams: Streams,
 }
@@ -121,17 +117,9 @@ impl From<Process> for Task {
             Status::Stopped => TaskStatus::Stopped,
             Status::Unknown => TaskStatus::Unknown,
         };
-        // Lists give the container's id as the process's.
-        let id = if raw.container_id.is_empty() {
-            raw.id
-        } else {
-            raw.container_id
-        };
         Self {
-            id,
             pid: i32::try_from(raw.pid).unwrap_or(0),
             status,
-            exit_status: raw.exit_status,
             streams: Streams {
                 stdin: raw.stdin,
                 stdout: raw.stdout,
@@ -143,19 +131,6 @@ impl From<Process> for Task {
 }
 
 impl Containerd {
-    /// The tasks of the namespace.
-    ///
-    /// # Errors
-    /// containerd does not answer.
-    pub async fn tasks(&self) -> Result<Vec<Task>, Error> {
-        let request = self.request(ListTasksRequest::default(), CALL_LIMIT);
-        let mut client = self.client.tasks().max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let answer = self
-            .answer("list tasks", CALL_LIMIT, client.list(request))
-            .await?;
-        Ok(answer.tasks.into_iter().map(Task::from).collect())
-    }
-
     /// The task of a container; none if it has none.
     ///
     /// # Errors
