@@ -26,8 +26,9 @@ const COMPONENT: &str = "trial";
 const NAMESPACE: &str = "cedana-check";
 const RUNTIME: &str = "io.containerd.cedana.v1";
 
-/// What runs in it, and for how long at most if everything else fails.
-const PROGRAM: [&str; 2] = ["sleep", "600"];
+/// What runs in it, and for how many seconds at most if everything else fails.
+const PROGRAM: &str = "sleep";
+const SECONDS: &str = "600";
 
 /// A container without memory takes a tenth of a second for each step; a host that needs longer has other troubles.
 const STEP_LIMIT: Duration = Duration::from_secs(60);
@@ -100,7 +101,7 @@ fn prepare<'a>(socket: &'a Path, context: &Context, checks: &mut Checks) -> Opti
         return None;
     };
     let id = format!("check-{}", std::process::id());
-    match Root::make(&Path::new(DIRECTORY).join(&id), PROGRAM[0]) {
+    match Root::make(&Path::new(DIRECTORY).join(&id), PROGRAM) {
         Ok(root) => Some(Trial {
             ctr,
             socket,
@@ -151,8 +152,8 @@ impl Trial<'_> {
         let mut arguments = vec!["run", "--detach", "--null-io", "--runtime", RUNTIME, "--rootfs"];
         let mounts = self.root.mounts();
         arguments.extend(mounts.iter().flat_map(|mount| ["--mount", mount]));
-        arguments.extend([root.as_str(), self.id.as_str()]);
-        arguments.extend(PROGRAM);
+        let program = self.root.program().display().to_string();
+        arguments.extend([root.as_str(), self.id.as_str(), &program, SECONDS]);
         self.ctr(&arguments).await
     }
 
@@ -182,7 +183,7 @@ impl Trial<'_> {
         let socket = &record.shim.socket;
         let answer: RestoreAnswer = shim::call(socket, wire::RESTORE, &request, STEP_LIMIT).await?;
         let name = std::fs::read_to_string(format!("/proc/{}/comm", answer.pid)).unwrap_or_default();
-        if name.trim_end() == PROGRAM[0] {
+        if name.trim_end() == PROGRAM {
             return Ok(());
         }
         Err(Error::failed(format!(

@@ -15,8 +15,12 @@ const MOUNT_POINTS: [&str; 4] = ["proc", "sys", "dev", "tmp"];
 #[derive(Debug)]
 pub struct Root {
     directory: PathBuf,
+    program: PathBuf,
     mounts: Vec<PathBuf>,
 }
+
+/// Where a host has its programs.
+const BINARIES: [&str; 2] = ["/usr/bin", "/bin"];
 
 impl Root {
     /// Makes it, for a program that the host has to have.
@@ -24,18 +28,17 @@ impl Root {
     /// # Errors
     /// The program is not there, or the directory cannot be made.
     pub fn make(directory: &Path, program: &str) -> io::Result<Self> {
-        if !["/usr/bin", "/bin"]
+        let places = BINARIES
             .iter()
-            .any(|bin| Path::new(bin).join(program).is_file())
-        {
-            return Err(io::Error::new(
-                io::ErrorKind::NotFound,
-                format!("this host has no /bin/{program}"),
-            ));
-        }
+            .map(|directory| Path::new(directory).join(program));
+        let Some(program) = places.into_iter().find(|path| path.is_file()) else {
+            let what = format!("this host has no /bin/{program}");
+            return Err(io::Error::new(io::ErrorKind::NotFound, what));
+        };
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         let mut root = Self {
             directory: directory.to_owned(),
+            program,
             mounts: Vec::new(),
         };
         root.lay().inspect_err(|_| root.remove())?;
@@ -60,6 +63,11 @@ impl Root {
             }
         }
         Ok(())
+    }
+
+    /// The program, there as on the host.
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     /// The directory around it.
