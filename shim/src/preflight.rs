@@ -94,7 +94,6 @@ pub fn look(pid: i32, bundle: Option<&Path>) -> Result<Report, PreflightError> {
     let mut held = BTreeMap::new();
     for process in &tree.processes {
         standing::look(process, pid, &mut findings);
-        mappings::look(process, &settings.dump, &mut findings);
         held.extend(descriptors::look(
             process,
             &descriptors::Around {
@@ -104,6 +103,8 @@ pub fn look(pid: i32, bundle: Option<&Path>) -> Result<Report, PreflightError> {
             },
             &mut findings,
         ));
+        // After the descriptors: what is open and mapped is told once.
+        mappings::look(process, &settings.dump, &mut findings);
     }
     let network_sockets = sockets::look(&tree, &held, &settings.dump, &mut findings);
     // Last, because from here on this process is in the container's network namespace.

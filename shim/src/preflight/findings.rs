@@ -49,6 +49,14 @@ impl Findings {
         });
     }
 
+    /// Whether something of that kind was found of a process.
+    pub(super) fn has(&self, process: &Process, code: &str) -> bool {
+        let is_its = |finding: &Finding| finding.process.as_ref().is_some_and(|of| of.pid == process.pid);
+        self.all
+            .iter()
+            .any(|finding| finding.code == code && is_its(finding))
+    }
+
     /// Remembers what could not be looked at; each only once.
     pub(super) fn unseen(&mut self, what: impl Into<String>) {
         let what = what.into();

@@ -65,6 +65,9 @@ fn add_unsavable(process: &Process, what: &str, findings: &mut Findings) {
         "secret memory" => ("secret-memory", "switch it off in the application"),
         _ => ("kernel-object", "unmap it before the dump"),
     };
+    if findings.has(process, code) {
+        return;
+    }
     let what = format!("has {what} mapped, which CRIU cannot save");
     findings.add_of(process, code, Severity::Blocks, &what, remedy);
 }
