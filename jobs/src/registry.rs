@@ -36,6 +36,8 @@ use store::{Fault, Store, StoreError};
 /// Attempts to write what nobody else knows, of two seconds each: others write for milliseconds, but there may be many.
 const ATTEMPTS: usize = 5;
 
+const REBUILD: &str = "rebuild";
+
 /// What the registry cannot do.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
@@ -109,7 +111,8 @@ pub struct Opened {
     pub registry: Registry,
     /// What the user should know.
     pub warnings: Vec<Warning>,
-    /// It was made now: checkpoints and shims that its predecessor knew have to be looked for.
+    /// What lies on disk has to be told to it, by [`Registry::rebuild_from`]: it was made since the last time that this was done,
+    /// or is one in memory.
     pub is_new: bool,
 }
 
@@ -121,7 +124,6 @@ pub struct Registry {
     file: Option<PathBuf>,
     inode: Option<u64>,
     spools: Option<Spools>,
-    is_new: bool,
     warnings: Vec<Warning>,
 }
 
@@ -134,7 +136,6 @@ impl Registry {
             file: Some(path.to_owned()),
             inode: opening::inode(path),
             spools: Some(Spools::of(path)),
-            is_new: false,
             warnings: Vec::new(),
         };
         match found {
@@ -152,7 +153,6 @@ impl Registry {
             file: None,
             inode: None,
             spools: None,
-            is_new: false,
             warnings: Vec::new(),
         };
         registry.opened()
@@ -267,6 +267,8 @@ impl Registry {
         };
         let row = Row {
             managed: true,
+            // Kept here too: it stays its name when our own shim has restored it, which knows none.
+            name: adopted.name.clone(),
             image: adopted.image.clone(),
             ..unpublished(&file, record)
         };
@@ -331,12 +333,19 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Broken`] only: a key that no container can have is passed over.
     pub fn rebuild_from(&mut self, found: &[OnDisk]) -> Result<usize, RegistryError> {
-        self.insist(|store| store.write(|db| intake::take_found(db, found)))
+        self.insist(|store| {
+            store.write(|db| {
+                rows::set_chore_done(db, REBUILD, now_ms() / 1000)?;
+                intake::take_found(db, found)
+            })
+        })
     }
 
     fn opened(mut self) -> Opened {
+        let told = self.attempt(|store| store.read(|db| rows::chore_done(db, REBUILD)));
+        // A registry that does not work has nothing to be told.
+        let is_new = self.spools.is_some() && told.is_ok_and(|at| at == 0);
         let warnings = self.take_warnings();
-        let is_new = std::mem::take(&mut self.is_new);
         Opened {
             registry: self,
             warnings,
@@ -393,7 +402,6 @@ impl Registry {
 
     fn adopt_found(&mut self, path: &Path, found: opening::Found) {
         self.inode = opening::inode(path);
-        self.is_new |= found.is_new;
         if let Some(moved_to) = found.moved_to {
             self.warnings.push(Warning::Damaged {
                 path: path.to_owned(),

@@ -27,8 +27,6 @@ const DAMAGED_KEPT: usize = 3;
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) store: Store,
-    /// It was made now: what only its predecessor knew is lost.
-    pub(super) is_new: bool,
     /// Where its damaged predecessor is.
     pub(super) moved_to: Option<PathBuf>,
 }
@@ -38,7 +36,6 @@ pub(super) fn open(path: &Path, spool: &Path) -> Result<Found, StoreError> {
     match Store::open(path) {
         Ok(store) if !store.is_old()? => Ok(Found {
             store,
-            is_new: false,
             moved_to: None,
         }),
         Err(e) if !matches!(e.fault, Fault::Missing | Fault::Damaged) => Err(e),
@@ -62,16 +59,11 @@ pub(super) fn repair(path: &Path, spool: &Path, damaged: Option<u64>) -> Result<
     match opened {
         // Somebody else was here first.
         Some(Ok(store)) if !store.is_old()? => {
-            return Ok(Found {
-                store,
-                is_new: false,
-                moved_to,
-            });
+            return Ok(Found { store, moved_to });
         }
         Some(Ok(_)) => {
             return Ok(Found {
                 store: Store::make(path)?,
-                is_new: false,
                 moved_to,
             });
         }
@@ -86,7 +78,6 @@ pub(super) fn repair(path: &Path, spool: &Path, damaged: Option<u64>) -> Result<
     }
     Ok(Found {
         store: Store::make(path)?,
-        is_new: true,
         moved_to,
     })
 }

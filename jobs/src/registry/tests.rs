@@ -108,6 +108,9 @@ fn a_job_lives_from_its_first_record_to_the_removal_of_it() {
     fixture.spool().remove(&published.key).unwrap();
     registry.refresh().unwrap();
     assert!(ids(&mut registry).is_empty());
+    // A shell that completes a name opens it, too, and does not look at the disk.
+    assert!(fixture.open().is_new);
+    assert_eq!(registry.rebuild_from(&[]).unwrap(), 0);
     assert!(!fixture.open().is_new);
 }
 
