@@ -10,8 +10,8 @@ use std::thread::{self, JoinHandle};
 /// Threads at most: past this the disk is slower than they are.
 const THREADS_MAX: usize = 16;
 
-/// Pieces of work a thread may be ahead, so that none waits for its next; with a piece's size, the memory bound.
-const AHEAD: usize = 2;
+/// Pieces of work a thread may be ahead, so that none waits while the disk does; with a piece's size, the memory bound.
+const AHEAD: usize = 8;
 
 /// What a thread does to each piece of work; it may keep state between them.
 pub type Worker<I, O> = Box<dyn FnMut(I) -> O + Send>;

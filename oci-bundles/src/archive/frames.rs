@@ -20,7 +20,7 @@ const SEEKABLE_MAGIC: u32 = 0x8f92_eab1;
 const FOOTER_BYTES: u64 = 9;
 const SKIPPABLE_HEADER_BYTES: u64 = 8;
 
-/// Frames in an index; with frames of 1 MiB that is a checkpoint of 16 TiB. An entry takes 16 bytes of memory here.
+/// Frames in an index; with frames of 256 KiB that is a checkpoint of 4 TiB. An entry takes 16 bytes of memory here.
 const FRAMES_MAX: u64 = 1 << 24;
 
 /// The largest frame that is read as one, in bytes before and after compression: some of these are in memory for
