@@ -185,8 +185,14 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Broken`] only.
     pub fn jobs(&mut self) -> Result<Vec<Job>, RegistryError> {
-        let (rows, kept) =
-            self.attempt(|store| store.read(|db| Ok((rows::jobs(db)?, rows::checkpoints(db)?))))?;
+        let read = |db: &_| Ok((rows::jobs(db)?, rows::checkpoints(db)?));
+        let ((mut rows, unreadable), mut kept) = self.attempt(|store| store.read(read))?;
+        if !unreadable.is_empty() {
+            // What was published is whole, as a rule.
+            self.attempt(|store| store.write(|db| rows::forget_stamps(db, &unreadable)))?;
+            self.refresh()?;
+            ((rows, _), kept) = self.attempt(|store| store.read(read))?;
+        }
         let mut existing = self.existing(kept);
         let mut jobs: Vec<Job> = rows
             .into_iter()
@@ -309,7 +315,7 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Broken`] only.
     pub fn unenriched(&mut self) -> Result<Vec<Key>, RegistryError> {
-        let rows = self.attempt(|store| store.read(rows::jobs))?;
+        let (rows, _) = self.attempt(|store| store.read(rows::jobs))?;
         let wanted = rows
             .into_iter()
             .filter(|row| !row.enriched && row.record.status != Status::Deleted);

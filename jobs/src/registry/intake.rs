@@ -154,7 +154,7 @@ pub(super) fn tidy(store: &mut Store, spools: &Spools) -> Result<(), StoreError>
     let _swept = spools.live.sweep(DELETED_KEPT);
     store.write(|db| {
         rows::drop_checkpoints(db, now.saturating_sub(MISSING_MAX))?;
-        for row in rows::jobs(db)? {
+        for row in rows::jobs(db)?.0 {
             if is_done_with(&row.record, row.stamp.is_some(), now) && !rows::has_checkpoints(db, &row.file)? {
                 // Only what was judged: the shim of a new container may have written there since.
                 for spool in spools.each() {
@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     fn ids(store: &mut Store) -> Vec<(String, u64, Status)> {
-        let rows = store.read(rows::jobs).expect("rows");
+        let (rows, _) = store.read(rows::jobs).expect("rows");
         rows.into_iter()
             .map(|row| (row.record.key.id, row.record.changed, row.record.status))
             .collect()

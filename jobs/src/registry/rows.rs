@@ -36,7 +36,7 @@ const JOB_COLUMNS: &str =
     "file, record, inode, changed_nano, size, managed, enriched, engine_name, name, image";
 const CHECKPOINT_COLUMNS: &str = "path, id, file, at, size, left_running, removed, missing";
 
-/// None for a row of a newer version whose record this one cannot read.
+/// None for a row whose record cannot be read: a newer version's, or a damaged one.
 fn job(row: &SqlRow<'_>) -> rusqlite::Result<Option<Row>> {
     let text: String = row.get(1)?;
     let Ok(record) = serde_json::from_str(&text) else {
@@ -125,12 +125,35 @@ fn stamps_by(connection: &Connection, text: &str) -> Result<HashMap<String, Stam
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// All jobs.
-pub(super) fn jobs(connection: &Connection) -> Result<Vec<Row>, StoreError> {
+/// All jobs, and the files of those whose record cannot be read.
+pub(super) fn jobs(connection: &Connection) -> Result<(Vec<Row>, Vec<String>), StoreError> {
     let mut statement =
         connection.prepare_cached(&format!("SELECT {JOB_COLUMNS} FROM jobs ORDER BY file"))?;
-    let rows = statement.query_map((), job)?;
-    Ok(rows.filter_map(Result::transpose).collect::<Result<_, _>>()?)
+    let rows = statement.query_map((), |row| match job(row)? {
+        Some(job) => Ok(Ok(job)),
+        None => Ok(Err(row.get(0)?)),
+    })?;
+    let (mut readable, mut unreadable) = (Vec::new(), Vec::new());
+    for row in rows {
+        match row? {
+            Ok(job) => readable.push(job),
+            Err(file) => unreadable.push(file),
+        }
+    }
+    Ok((readable, unreadable))
+}
+
+/// Has the records of these read again.
+pub(super) fn forget_stamps(transaction: &Transaction<'_>, files: &[String]) -> Result<(), StoreError> {
+    let mut statement = transaction.prepare_cached("UPDATE jobs SET inode = NULL WHERE file = ?1")?;
+    for file in files {
+        let _rows = statement.execute([file])?;
+    }
+    let mut statement = transaction.prepare_cached("DELETE FROM kept WHERE file = ?1")?;
+    for file in files {
+        let _rows = statement.execute([file])?;
+    }
+    Ok(())
 }
 
 /// One job.

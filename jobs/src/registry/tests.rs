@@ -392,6 +392,61 @@ fn a_damaged_database_is_put_aside_and_made_anew() {
 }
 
 #[test]
+fn no_damage_is_beyond_it() {
+    let whole = Fixture::with_two_jobs();
+    drop(whole.healthy());
+    let bytes = std::fs::read(whole.path()).unwrap();
+    let mut random = 88_172_645_463_325_252_u64;
+    let mut next = |below: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        usize::try_from(random % below as u64).unwrap()
+    };
+    let fixture = Fixture::with_two_jobs();
+    for round in 0..60 {
+        let mut damaged = bytes.clone();
+        for _ in 0..=next(4) {
+            // Where there is something: the header, the schema, and the ends of pages, from where they are filled.
+            let page = next(bytes.len() / 4096) * 4096;
+            let (from, length) = (page + [0, 3500, next(4000)][next(3)], next(60) + 1);
+            for byte in &mut damaged[from..from + length] {
+                *byte = u8::try_from(next(256)).unwrap();
+            }
+        }
+        if next(8) == 0 {
+            damaged.truncate(next(bytes.len()));
+        }
+        std::fs::write(fixture.path(), &damaged).unwrap();
+        for log in ["jobs.db-wal", "jobs.db-shm"] {
+            let log = fixture.directory.path().join(log);
+            match next(3) {
+                0 => std::fs::write(&log, &damaged[..damaged.len() / 2]).unwrap(),
+                _ => drop(std::fs::remove_file(&log)),
+            }
+        }
+        let mut registry = fixture.open().registry;
+        let _jobs = ids(&mut registry);
+        let saved = checkpoint("more", Path::new("/"), round);
+        registry.add_checkpoint(&key("default", "b"), &saved).unwrap();
+        drop(registry);
+        assert!(ids(&mut fixture.open().registry).len() >= 2, "round {round}");
+    }
+}
+
+#[test]
+fn a_damaged_row_is_read_again() {
+    let fixture = Fixture::with_two_jobs();
+    let mut registry = fixture.healthy();
+    let db = Connection::open(fixture.path()).unwrap();
+    let _rows = db
+        .execute("UPDATE jobs SET record = substr(record, 9)", ())
+        .unwrap();
+    assert_eq!(ids(&mut registry), ["a", "b"]);
+    assert!(registry.take_warnings().is_empty());
+}
+
+#[test]
 fn a_few_damaged_ones_are_kept() {
     let fixture = Fixture::new();
     for _ in 0..6 {
