@@ -1,5 +1,6 @@
 //! The only printing. Standard output is for what was asked, standard error for the rest.
 
+pub mod outline;
 pub mod progress;
 pub mod size;
 pub mod table;
@@ -89,7 +90,7 @@ pub fn confirm(question: &str) -> Result<bool, Error> {
     let mut err = io::stderr().lock();
     let asked = write!(err, "{} [y/N] ", text::line(question)).and_then(|()| err.flush());
     let mut answer = String::new();
-    asked
+    let _bytes = asked
         .and_then(|()| io::stdin().read_line(&mut answer))
         .map_err(|source| Error::failed(format!("failed to ask: {source}")))?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes"))
