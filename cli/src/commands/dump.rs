@@ -19,7 +19,7 @@ use clap::Subcommand;
 use super::dump_containerd;
 use crate::context::Context;
 use crate::error::Error;
-use crate::jobs::{self, Jobs};
+use crate::jobs::{Jobs, completer};
 
 /// Its arguments.
 #[derive(Debug, clap::Args)]
@@ -42,7 +42,7 @@ pub enum What {
 #[derive(Debug, clap::Args)]
 pub struct JobArgs {
     /// The job: its name, id, a unique beginning of either, or NAMESPACE/NAME
-    #[arg(add = jobs::completer())]
+    #[arg(add = completer())]
     pub job: String,
     /// Only among the jobs of this namespace of containerd
     #[arg(short, long)]

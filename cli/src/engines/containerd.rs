@@ -20,7 +20,7 @@ use containerd_client::tonic::{Code, Request, Response, Status};
 use crate::error::{Error, Kind};
 
 pub use containers::Container;
-pub use tasks::{ForeignDump, NewTask, Streams, Task};
+pub use tasks::{ForeignDump, NewTask, Streams, Task, TaskStatus};
 
 /// Where containerd listens unless somebody says otherwise.
 pub const DEFAULT_ADDRESS: &str = "/run/containerd/containerd.sock";

@@ -1,0 +1,169 @@
+//! `cedana delete`: forgets jobs that have ended.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use jobs::record::Status;
+use jobs::registry::Job;
+use oci_bundles::archive::{self, Form};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::error::Error;
+use crate::jobs::{Jobs, completer, rebuild};
+use crate::output;
+
+/// What every directory of process images has.
+const INVENTORY: &str = "inventory.img";
+
+/// Its arguments.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The jobs
+    #[arg(required_unless_present = "all", conflicts_with = "all", add = completer())]
+    pub jobs: Vec<String>,
+    /// All jobs that do not run
+    #[arg(short, long)]
+    pub all: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Remove the files of their checkpoints too
+    #[arg(long)]
+    pub checkpoints: bool,
+}
+
+/// What is told of one.
+#[derive(Debug, Serialize)]
+struct Told {
+    job: String,
+    /// Checkpoints whose files were removed.
+    removed: Vec<PathBuf>,
+    /// Checkpoints that are still on the disk, and are nobody's now.
+    left: Vec<PathBuf>,
+}
+
+/// Forgets them; the files of their checkpoints stay unless they are asked for.
+///
+/// # Errors
+/// The first that could not be deleted; the others are deleted all the same.
+pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
+    let mut jobs = Jobs::open(context).await?;
+    let meant: Vec<Job> = if args.all {
+        jobs.all().iter().filter(|job| !job.is_alive()).cloned().collect()
+    } else {
+        args.jobs.iter().map(|name| jobs.find(name, None)).collect::<Result<_, _>>()?
+    };
+    if args.all && !args.yes && !meant.is_empty() && !output::confirm(&question(&meant, args.checkpoints))? {
+        return Err(Error::failed("nothing was deleted"));
+    }
+    let mut told = Vec::new();
+    let mut failed = None;
+    for job in &meant {
+        match delete(&mut jobs, job, args.checkpoints) {
+            Ok(deleted) => {
+                if !context.json {
+                    say(job, &deleted)?;
+                }
+                told.push(deleted);
+            }
+            Err(error) if failed.is_none() => failed = Some(error),
+            Err(error) => output::note(&error.message),
+        }
+    }
+    match failed {
+        Some(error) => Err(error),
+        None if context.json => output::json(&told),
+        None if told.is_empty() => output::line("No jobs to delete"),
+        None => Ok(()),
+    }
+}
+
+fn question(meant: &[Job], checkpoints: bool) -> String {
+    let saved: usize = meant.iter().map(|job| job.checkpoints.count).sum();
+    match (checkpoints, saved) {
+        (true, 1..) => format!("Delete {} jobs and the files of their {saved} checkpoints?", meant.len()),
+        _ => format!("Delete {} jobs?", meant.len()),
+    }
+}
+
+fn delete(jobs: &mut Jobs, job: &Job, checkpoints: bool) -> Result<Told, Error> {
+    if job.is_alive() {
+        return Err(Error::wrong_state(format!("job {} is running, please kill it first", job.name))
+            .hint(format!("cedana job kill {}", job.name)));
+    }
+    let mut told = Told {
+        job: job.name.clone(),
+        removed: Vec::new(),
+        left: Vec::new(),
+    };
+    for checkpoint in &job.record.checkpoints {
+        if checkpoints {
+            remove(&checkpoint.path)
+                .map_err(|error| error.while_trying_to(&format!("delete job {}", job.name)))?;
+            told.removed.push(checkpoint.path.clone());
+        } else {
+            told.left.push(checkpoint.path.clone());
+        }
+    }
+    jobs.delete(&job.key)?;
+    Ok(told)
+}
+
+/// Removes the files of a checkpoint. The registry is only an index, so what it points at must look like one.
+fn remove(path: &Path) -> Result<(), Error> {
+    let removed = match archive::detect(path) {
+        Ok(Form::Directory) if is_checkpoint(path) => fs::remove_dir_all(path),
+        Ok(Form::Directory) => {
+            return Err(Error::failed(format!("{} has no process images: it is left alone", path.display())));
+        }
+        Ok(_) => fs::remove_file(path),
+        Err(problem) => return Err(Error::failed(problem.to_string())),
+    };
+    removed.map_err(|source| Error::failed(format!("remove {}: {source}", path.display())))
+}
+
+fn is_checkpoint(directory: &Path) -> bool {
+    // A link would have us empty what it points at.
+    let real = fs::symlink_metadata(directory).is_ok_and(|facts| facts.is_dir());
+    real && (directory.join(INVENTORY).is_file() || rebuild::origin(directory).is_some())
+}
+
+fn say(job: &Job, told: &Told) -> Result<(), Error> {
+    let name = output::text::line(&job.name);
+    for path in &told.left {
+        output::line(&format!("Left on the disk: {}", output::text::line(&path.display().to_string())))?;
+    }
+    if job.record.status == Status::Stopped {
+        output::line(&format!("Left in {}: the container {}", job.engine, job.key.id))?;
+    }
+    output::line(&format!("Deleted job {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_looks_like_a_checkpoint_is_removed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let make = |name: &str, file: &str| {
+            let path = dir.path().join(name);
+            fs::create_dir(&path).expect("a directory");
+            fs::write(path.join(file), "").expect("a file");
+            path
+        };
+        let saved = make("saved", INVENTORY);
+        let other = make("home", "letter");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&saved, &link).expect("a link");
+        let text = dir.path().join("text");
+        fs::write(&text, "no archive").expect("a file");
+        for path in [&other, &link, &text, &dir.path().join("nowhere")] {
+            assert!(remove(path).is_err(), "{}", path.display());
+        }
+        assert!(other.join("letter").exists() && saved.exists() && text.exists());
+        remove(&saved).expect("removed");
+        assert!(!saved.exists());
+    }
+}
