@@ -41,6 +41,7 @@ use thiserror::Error;
 use crate::criu::proc;
 use crate::options::Options;
 use findings::Findings;
+use mounts::Mounts;
 
 /// Why nothing could be looked at.
 #[derive(Debug, Error)]
@@ -90,7 +91,8 @@ pub fn look(pid: i32, bundle: Option<&Path>) -> Result<Report, PreflightError> {
     let settings = settings(bundle)?;
     let mut findings = Findings::default();
     let tree = tree::of(pid, &mut findings).map_err(|source| PreflightError::Unreadable { pid, source })?;
-    let mounts = mounts::look(pid, bundle, &mut findings);
+    mounts::look(pid, bundle, &mut findings);
+    let mounts = Mounts::of(&tree.processes);
     let mut held = BTreeMap::new();
     for process in &tree.processes {
         standing::look(process, pid, &mut findings);

@@ -201,7 +201,7 @@ fn trouble_of_path(process: &Process, descriptor: i32, link: &str, around: &Arou
     // Follows the kernel's link to the very file, wherever it is and whatever its name is now.
     let metadata = fs::metadata(format!("/proc/{}/fd/{descriptor}", process.pid)).ok()?;
     of_device(&metadata, link)
-        .or_else(|| of_mount(process, &info, &metadata, link, around.mounts))
+        .or_else(|| of_mount(&info, &metadata, link, around.mounts))
         .or_else(|| of_deleted(&metadata, link, around.settings))
         .or_else(|| of_lock(&info, link, around.settings))
 }
@@ -228,15 +228,9 @@ fn is_savable_device(major: u64, minor: u64) -> bool {
 }
 
 /// A file on a mount that the container does not have.
-fn of_mount(
-    process: &Process,
-    info: &str,
-    metadata: &Metadata,
-    link: &str,
-    mounts: &Mounts,
-) -> Option<Trouble> {
+fn of_mount(info: &str, metadata: &Metadata, link: &str, mounts: &Mounts) -> Option<Trouble> {
     let mount = read::number(info, "mnt_id")?;
-    if mounts.has(process.pid, mount) {
+    if mounts.has(mount) {
         return None;
     }
     let (code, what, remedy) = if metadata.file_type().is_char_device() && link.starts_with("/dev/pts/") {

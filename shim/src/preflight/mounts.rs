@@ -1,7 +1,6 @@
 //! What is mounted in the container: what a dump does not take, and what it stumbles over.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsRawFd;
@@ -14,7 +13,8 @@ use oci_bundles::spec::CONFIG_FILE;
 use serde::Deserialize;
 
 use super::findings::{Findings, shown};
-use super::{read, tree};
+use super::read;
+use super::tree::{self, Process};
 
 /// The largest `config.json` that is read, in bytes: containerd takes no gRPC message above 16 MiB, and a spec arrives in
 /// one.
@@ -73,33 +73,36 @@ struct Spec {
     mounts: Option<Vec<Configured>>,
 }
 
-/// The mounts of the container's mount namespaces, read as they are asked for.
+/// The mounts of all mount namespaces of a container. A process that has gone into one of its own keeps what it had open.
 #[derive(Debug, Default)]
-pub(super) struct Mounts {
-    ids: RefCell<BTreeMap<String, HashSet<i64>>>,
-}
+pub(super) struct Mounts(HashSet<i64>);
 
 impl Mounts {
-    /// Whether a process has that mount. Yes, if it cannot be told.
-    pub(super) fn has(&self, pid: i32, id: i64) -> bool {
-        let Some(namespace) = tree::namespace(pid, "mnt") else {
-            return true;
-        };
-        let mut known = self.ids.borrow_mut();
-        let ids = known.entry(namespace).or_insert_with(|| {
-            let mounts = mounts_of(pid).unwrap_or_default();
-            mounts.iter().map(|mount| mount.id).collect()
-        });
-        ids.is_empty() || ids.contains(&id)
+    /// Those of these processes.
+    pub(super) fn of(processes: &[Process]) -> Self {
+        let mut seen = HashSet::new();
+        let mut ids = HashSet::new();
+        for process in processes {
+            if tree::namespace(process.pid, "mnt").is_some_and(|namespace| seen.insert(namespace)) {
+                let mounts = mounts_of(process.pid).unwrap_or_default();
+                ids.extend(mounts.iter().map(|mount| mount.id));
+            }
+        }
+        Self(ids)
+    }
+
+    /// Whether the container has that mount. Yes, if it cannot be told.
+    pub(super) fn has(&self, id: i64) -> bool {
+        self.0.is_empty() || self.0.contains(&id)
     }
 }
 
 /// Looks at the mounts of the init.
-pub(super) fn look(pid: i32, bundle: Option<&Path>, findings: &mut Findings) -> Mounts {
+pub(super) fn look(pid: i32, bundle: Option<&Path>, findings: &mut Findings) {
     let configured = bundle.and_then(|bundle| configured(&bundle.join(CONFIG_FILE)));
     let Some(configured) = configured else {
         findings.unseen("mounts: the container's configuration is not known");
-        return Mounts::default();
+        return;
     };
     note_binds(&configured, findings);
     if let Some(mounts) = mounts_of(pid) {
@@ -121,7 +124,6 @@ pub(super) fn look(pid: i32, bundle: Option<&Path>, findings: &mut Findings) -> 
             );
         }
     }
-    Mounts::default()
 }
 
 fn note_binds(configured: &[Configured], findings: &mut Findings) {

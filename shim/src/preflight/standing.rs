@@ -43,7 +43,7 @@ fn look_at_namespaces(process: &Process, init: i32, findings: &mut Findings) {
             process,
             &format!("nested-{kind}-namespace"),
             Severity::Blocks,
-            &format!("is in a {kind} namespace of its own, which CRIU cannot save"),
+            &format!("has entered another {kind} namespace, which CRIU cannot save"),
             NESTED_REMEDY,
         );
     }
