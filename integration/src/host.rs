@@ -35,6 +35,9 @@ pub const IMAGE: &str = "localhost/cedana/busybox:latest";
 /// Where the testbed keeps it. (`ctr images export` from `default` gives a short archive now and then.)
 const IMAGES: &str = "/usr/share/cedana-testbed/images.tar";
 
+/// Where shims say what they know of their containers: in memory.
+const LIVE_RECORDS: &str = "/run/cedana/jobs.d";
+
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 const KILL: u32 = 9;
 
@@ -124,7 +127,14 @@ impl Host {
         self.daemon()?.kill()?;
         let state = self.inner.places.state.clone();
         self.inner.places.sweep();
-        fs::remove_dir_all(&state).with_context(|| format!("remove {}", state.display()))
+        fs::remove_dir_all(&state).with_context(|| format!("remove {}", state.display()))?;
+        let of_this = format!("{}@", self.namespace());
+        for record in fs::read_dir(LIVE_RECORDS).into_iter().flatten().flatten() {
+            if record.file_name().to_string_lossy().starts_with(&of_this) {
+                fs::remove_file(record.path()).context("remove a record")?;
+            }
+        }
+        Ok(())
     }
 
     /// The connection, speaking for the test's namespace.

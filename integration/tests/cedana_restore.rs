@@ -214,10 +214,10 @@ fn a_broken_checkpoint_is_no_fresh_start() -> Result<()> {
     }
     let ended = counter.seen()?;
     // Once with its task, once without.
-    cedana.fails(&["restore", "job", "broken"], code::TOOL, "broken")?;
+    cedana.fails(&["restore", "job", "broken"], code::FAILED, "broken")?;
     counter.has_ended()?;
     host.api().delete("broken", "")?;
-    cedana.fails(&["restore", "job", "broken"], code::TOOL, "broken")?;
+    cedana.fails(&["restore", "job", "broken"], code::FAILED, "broken")?;
     assert_eq!(counter.seen()?, ended, "nothing ran");
     cedana.restore(&["broken", "--path", &good])?;
     counter.continues(dumped, ended)

@@ -317,7 +317,9 @@ fn without_a_place_for_their_records_containers_run() -> Result<()> {
     let log = fs::read_to_string(machine.host.dir().join("containerd/log"))?;
     for id in ["file", "full", "read-only"] {
         let warned = log.lines().any(|line| {
-            line.contains("level=warn") && line.contains(&format!("shim={id}")) && line.contains("jobs.d")
+            line.contains("level=warning")
+                && line.contains(&format!("shim={id}"))
+                && line.contains("not in the registry")
         });
         ensure!(warned, "no warning about {id} in the log");
     }
@@ -340,10 +342,8 @@ fn no_registry_is_no_registry() -> Result<()> {
     need!(OurShim, "shims write to the registry");
     let host = Host::with_own_containerd_and(&[("CEDANA_DB_PATH", "")])?;
     let container = host.run_with("c", Workload::forever(), &Default::default())?;
-    let found = run(
-        "find",
-        &["/var/lib/cedana", "-name", &format!("{}@*", host.namespace())],
-    )?;
+    let names = format!("{}@*", host.namespace());
+    let found = run("find", &["/run", "/var/lib", "-name", &names])?;
     ensure!(found.stdout.is_empty(), "{}", found.stdout);
     container.kill_and_delete()?;
     Ok(())
