@@ -106,11 +106,13 @@ fn report(
     settings: &config::Dump,
     findings: &mut Findings,
 ) {
-    let is_datagram = socket.kind == nix::libc::SOCK_DGRAM as u8;
-    if is_datagram && settings.external_unix_sockets {
+    let other = sockets.iter().find(|other| Some(other.inode) == socket.peer);
+    // CRIU can leave out a datagram socket whose other end it sees, which it does in the same network namespace only
+    // (tried with 4.2: else it says "without peer", whatever is set).
+    let can_be_left_out = socket.kind == nix::libc::SOCK_DGRAM as u8 && other.is_some();
+    if can_be_left_out && settings.external_unix_sockets {
         return;
     }
-    let other = sockets.iter().find(|other| Some(other.inode) == socket.peer);
     let name = other.map(|other| other.name.as_str()).unwrap_or_default();
     let shown = if name.is_empty() {
         String::new()
@@ -121,7 +123,7 @@ fn report(
         "is connected to a Unix socket{shown} outside of the container (descriptor {})",
         place.descriptor
     );
-    let (severity, remedy) = if is_datagram {
+    let (severity, remedy) = if can_be_left_out {
         (
             Severity::NeedsSetting,
             "set dump.external-unix-sockets to true: it comes back unconnected",
@@ -129,7 +131,7 @@ fn report(
     } else {
         (
             Severity::Blocks,
-            "close it; a stream connection out of the container cannot be saved",
+            "close it before the dump: a connection out of the container cannot be saved",
         )
     };
     findings.add_of(&place.process, "outside-unix-socket", severity, &what, remedy);
