@@ -37,7 +37,8 @@ pub fn our_shim() -> Option<PathBuf> {
 pub async fn client(command: std::process::Command, limit: Duration) -> Result<Output, Error> {
     let name = command.get_program().to_string_lossy().into_owned();
     let mut command = tokio::process::Command::from(command);
-    let _ = command.kill_on_drop(true).stdin(std::process::Stdio::null());
+    // In a group of its own: a terminal sends Ctrl+C to all of ours, and what it means is decided here.
+    let _ = command.kill_on_drop(true).process_group(0).stdin(std::process::Stdio::null());
     let output = match tokio::time::timeout(limit, command.output()).await {
         Ok(Ok(output)) => output,
         Ok(Err(source)) => return Err(Error::tool(format!("failed to run {name}: {source}"))),
@@ -46,7 +47,10 @@ pub async fn client(command: std::process::Command, limit: Duration) -> Result<O
     if output.status.success() {
         return Ok(output);
     }
-    Err(Error::tool(format!("{name}: {}", said(&output.stderr, &output.status.to_string()))))
+    let said = said(&output.stderr, &output.status.to_string());
+    // Most begin what they say with their own name.
+    let said = said.strip_prefix(&format!("{name}: ")).unwrap_or(&said);
+    Err(Error::tool(format!("{name}: {said}")))
 }
 
 /// The last lines of what a failed client said; how it ended if it said nothing.

@@ -21,7 +21,7 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use crate::context::Context;
-use crate::error::{Error, Kind};
+use crate::error::Error;
 use crate::output;
 
 pub use streams::file_uri;
@@ -55,15 +55,9 @@ struct Restored {
 /// # Errors
 /// There is no such job or checkpoint, it runs, or it could not be restored: with the shim's words.
 pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
-    let work = async {
-        match args.what {
-            What::Job(args) => job::run(args, context).await,
-            What::Containerd(args) => containerd::run(args, context).await,
-        }
-    };
-    tokio::select! {
-        done = work => done,
-        _pressed = tokio::signal::ctrl_c() => Err(Error::new(Kind::Interrupted, "interrupted")),
+    match args.what {
+        What::Job(args) => job::run(args, context).await,
+        What::Containerd(args) => containerd::run(args, context).await,
     }
 }
 

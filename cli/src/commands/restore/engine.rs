@@ -13,13 +13,16 @@ use crate::engines::containerd::{Container, Containerd, NewTask, Streams, Task};
 use crate::engines::docker::Docker;
 use crate::engines::{nerdctl, our_shim};
 use crate::error::{Error, Kind};
-use crate::shim;
+use crate::{output, shim};
 
 /// The shim's own deadline is by the size of the checkpoint and ends earlier.
 const RESTORE_LIMIT: Duration = Duration::from_secs(3600);
 
 /// How long a killed init may take to be gone: it has the kernel's teardown of its memory to wait for.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
+
+/// What containerd puts in front of a shim's own words.
+const PASSED_ON: &str = "failed to create shim task: ";
 
 /// What kill sends to what is not wanted any more.
 const SIGKILL: u32 = 9;
@@ -34,8 +37,8 @@ pub async fn in_place(order: &Order<'_>, record: &Record) -> Result<i32, Error> 
         path: order.checkpoint.to_owned(),
         settings: order.settings.clone(),
     };
-    let answer: RestoreAnswer =
-        shim::call(&record.shim.socket, wire::RESTORE, &request, RESTORE_LIMIT).await?;
+    let call = shim::call(&record.shim.socket, wire::RESTORE, &request, RESTORE_LIMIT);
+    let answer: RestoreAnswer = awaited(order, async { call.await.map_err(Error::from) }).await?;
     Ok(answer.pid)
 }
 
@@ -53,7 +56,7 @@ pub fn can_be_in_place(record: &Record) -> bool {
 pub async fn by_docker(order: &Order<'_>) -> Result<i32, Error> {
     let docker = Docker::of_environment()?;
     let placed = order.place()?;
-    docker.start(&order.key.id).await?;
+    awaited(order, docker.start(&order.key.id)).await?;
     drop(placed);
     order.verify().map(|record| record.init.pid)
 }
@@ -64,9 +67,39 @@ pub async fn by_docker(order: &Order<'_>) -> Result<i32, Error> {
 /// nerdctl's words, or it started afresh.
 pub async fn by_nerdctl(order: &Order<'_>) -> Result<i32, Error> {
     let placed = order.place()?;
-    nerdctl::start(&order.key.engine, &order.key.namespace, &order.key.id).await?;
+    let start = nerdctl::start(&order.key.engine, &order.key.namespace, &order.key.id);
+    awaited(order, start).await?;
     drop(placed);
     order.verify().map(|record| record.init.pid)
+}
+
+/// Waits for what somebody else does and does not take back. A second Ctrl+C leaves it alone.
+async fn awaited<T>(order: &Order<'_>, act: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let mut act = std::pin::pin!(act);
+    tokio::select! {
+        done = &mut act => return done.map_err(|error| told(order, error)),
+        _pressed = tokio::signal::ctrl_c() => {
+            output::note("a restore under way cannot be taken back: it is awaited. Ctrl+C again leaves it alone");
+        }
+    }
+    tokio::select! {
+        done = act => done.map_err(|error| told(order, error)),
+        _pressed = tokio::signal::ctrl_c() => {
+            let message = format!("interrupted: the restore of {} goes on", order.name);
+            Err(Error::new(Kind::Interrupted, message).hint("cedana ps shows what becomes of it"))
+        }
+    }
+}
+
+/// What the shim says of a restore that failed, without what those say who passed it on. It is one failure whoever did.
+fn told(order: &Order<'_>, mut error: Error) -> Error {
+    let (kind, message) = (error.kind, std::mem::take(&mut error.message));
+    let said = message.rsplit_once(PASSED_ON).map(|(_, said)| said.trim());
+    let said = said.unwrap_or(&message);
+    error.message = said.strip_prefix("failed to ").unwrap_or(said).to_owned();
+    // A shim asked directly calls images that cannot be used an invalid argument; engines call all that a shim says a failure.
+    error.kind = if kind == Kind::Usage { Kind::Tool } else { kind };
+    error.while_trying_to(&format!("restore job {}", order.name))
 }
 
 /// By a new task of containerd's, on the container's own file system. Returns the pid.
@@ -113,7 +146,8 @@ async fn start(
     container: &Container,
     task: &NewTask,
 ) -> Result<i32, Error> {
-    let _ = engine.create_task(container, task).await?;
+    let created = engine.create_task(container, task).await;
+    let _ = created.map_err(|error| told(order, error))?;
     // Nothing runs yet: what would start afresh is caught here.
     let _ = order.verify()?;
     let pid = engine.start_task(&container.id).await?;
@@ -221,6 +255,36 @@ impl Undo<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failed_restore_is_told_in_the_shims_words_whoever_passed_them_on() {
+        let key = jobs::record::Key {
+            engine: PathBuf::new(),
+            namespace: String::new(),
+            id: "web".to_owned(),
+        };
+        let spool = jobs::spool::Spool::beside(Path::new("/nowhere/jobs.db"));
+        let order = Order {
+            key: &key,
+            spool: &spool,
+            name: "web",
+            checkpoint: Path::new("/c"),
+            settings: std::collections::BTreeMap::new(),
+        };
+        for (kind, message, kind_told) in [
+            (Kind::Usage, "read /c: damaged", Kind::Tool),
+            (
+                Kind::Tool,
+                "failed to create the task of web: failed to create shim task: read /c: damaged",
+                Kind::Tool,
+            ),
+            (Kind::NotFound, "failed to read /c: damaged", Kind::NotFound),
+        ] {
+            let error = told(&order, Error::new(kind, message));
+            assert_eq!(error.message, "failed to restore job web: read /c: damaged");
+            assert_eq!(error.kind, kind_told, "{message}");
+        }
+    }
 
     #[test]
     fn a_runtime_is_ours_by_its_name_or_path() {

@@ -3,14 +3,16 @@
 use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use jobs::liveness;
 use jobs::record::{Origin, Process};
-use oci_bundles::archive::{self, Form, Limits};
+use oci_bundles::archive::{self, ArchiveError, Form, Limits};
 use serde::Deserialize;
 
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::output;
 use crate::output::progress::Progress;
 
@@ -105,25 +107,33 @@ async fn unpack(path: &Path, context: &Context) -> Result<Images, Error> {
     let directory = place.join(format!("{}.{}", own.pid, own.started));
     let unpacked = Unpacked(directory.clone());
     let progress = Progress::start("Unpacking", context.json);
-    let (from, to) = (path.to_owned(), directory.clone());
-    // On a thread of its own, so that Ctrl+C is heard. What an interrupted one leaves, the next one sweeps.
-    let work = tokio::task::spawn_blocking(move || {
-        let mut tell = |at: archive::Progress| {
-            progress.set("", at.done, at.total);
-            ControlFlow::Continue(())
-        };
-        archive::unpack(&from, &to, &Limits::default(), &mut tell)
+    let stop = Arc::new(AtomicBool::new(false));
+    let work = tokio::task::spawn_blocking({
+        let (from, to, stop) = (path.to_owned(), directory.clone(), Arc::clone(&stop));
+        move || {
+            archive::unpack(&from, &to, &Limits::default(), &mut |at| {
+                progress.set("", at.done, at.total);
+                if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+        }
     });
-    match work.await {
+    tokio::pin!(work);
+    let done = loop {
+        tokio::select! {
+            done = &mut work => break done,
+            pressed = tokio::signal::ctrl_c() => if pressed.is_ok() { stop.store(true, Ordering::Relaxed) },
+        }
+    };
+    match done {
         Ok(Ok(_)) => Ok(Images {
             directory,
             _unpacked: Some(unpacked),
         }),
+        Ok(Err(ArchiveError::Cancelled)) => {
+            Err(Error::new(Kind::Interrupted, "interrupted: nothing is restored"))
+        }
         Ok(Err(error)) => Err(Error::failed(format!("failed to {error}"))),
-        Err(source) => Err(Error::failed(format!(
-            "failed to unpack {}: {source}",
-            path.display()
-        ))),
+        Err(source) => Err(Error::failed(format!("failed to unpack {}: {source}", path.display()))),
     }
 }
 
@@ -158,9 +168,10 @@ fn sweep(place: &Path) {
     }
 }
 
-/// The process that a directory is named after.
+/// The process that a directory is named after, also while it is unpacked into: `.PID.STARTED.partial-PID`.
 fn owner(name: &str) -> Option<(i32, u64)> {
-    let (pid, started) = name.split_once('.')?;
+    let whole = name.strip_prefix('.').and_then(|name| name.split_once(".partial"));
+    let (pid, started) = whole.map_or(name, |(name, _)| name).split_once('.')?;
     Some((pid.parse().ok()?, started.parse().ok()?))
 }
 
