@@ -32,6 +32,8 @@ mod unpack;
 mod writer;
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;
 
 use std::io;

@@ -37,6 +37,7 @@ impl Decoder {
         }
         let counted = Counted {
             file,
+            is_at_end: false,
             position: Rc::clone(&position),
         };
         let reader = BufReader::with_capacity(READ_BYTES, counted);
@@ -44,7 +45,10 @@ impl Decoder {
             Form::Directory | Form::Tar => Box::new(reader),
             Form::Gzip => Box::new(MultiGzDecoder::new(reader)),
             Form::Zlib => Box::new(Zlib(ZlibDecoder::new(reader))),
-            Form::Lz4 => Box::new(Lz4(FrameDecoder::new(reader))),
+            Form::Lz4 => Box::new(Lz4 {
+                decoder: FrameDecoder::new(reader),
+                is_in_frame: false,
+            }),
             Form::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(reader)?;
                 decoder.window_log_max(WINDOW_LOG_MAX)?;
@@ -69,12 +73,15 @@ impl Read for Decoder {
 /// Counts what is read of a file.
 struct Counted {
     file: File,
+    /// A read has found nothing more.
+    is_at_end: bool,
     position: Rc<Cell<u64>>,
 }
 
 impl Read for Counted {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.file.read(buffer)?;
+        self.is_at_end = count == 0 && !buffer.is_empty();
         self.position.set(self.position.get() + count as u64);
         Ok(count)
     }
@@ -94,18 +101,32 @@ impl Read for Zlib {
 }
 
 /// LZ4 frames one after the other.
-struct Lz4(FrameDecoder<BufReader<Counted>>);
+struct Lz4 {
+    decoder: FrameDecoder<BufReader<Counted>>,
+    is_in_frame: bool,
+}
 
 impl Read for Lz4 {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         // The decoder stops at the end of each frame, and goes on with the next when asked again. Each turn uses
         // at least the header of a frame, so this ends with the file.
-        loop {
-            let count = self.0.read(buffer)?;
-            if count > 0 || buffer.is_empty() || self.0.get_mut().fill_buf()?.is_empty() {
+        while !buffer.is_empty() {
+            if !self.is_in_frame && self.decoder.get_mut().fill_buf()?.is_empty() {
+                return Ok(0);
+            }
+            self.is_in_frame = true;
+            let count = self.decoder.read(buffer)?;
+            if count > 0 {
                 return Ok(count);
             }
+            // It stops at the end of the file too, and calls that an end. A whole frame ends without looking past
+            // itself, so a frame that came upon the file's end is cut.
+            if self.decoder.get_ref().get_ref().is_at_end {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.is_in_frame = false;
         }
+        Ok(0)
     }
 }
 

@@ -8,12 +8,10 @@ pub struct Limits {
     /// Bytes of all files together, holes included.
     pub bytes_max: u64,
     /// How many times larger than the archive its files may be, holes and zeros not counted: those take no disk.
-    /// Does not apply below [`RATIO_FREE_BYTES`].
     pub ratio_max: u64,
+    /// Up to here no ratio is too large, in bytes: little archives of repetitive memory compress extremely.
+    pub ratio_from: u64,
 }
-
-/// Up to here no ratio is too large, in bytes: little archives of repetitive memory compress extremely.
-pub const RATIO_FREE_BYTES: u64 = 1 << 30;
 
 /// The longest path in an archive, in bytes: the kernel's own limit.
 pub(crate) const PATH_BYTES_MAX: usize = 4096;
@@ -36,6 +34,7 @@ impl Default for Limits {
             entries_max: 1 << 20,
             bytes_max: 16 << 40,
             ratio_max: 2000,
+            ratio_from: 1 << 30,
         }
     }
 }

@@ -12,7 +12,7 @@ use super::decode::Decoder;
 use super::encode::is_zero;
 use super::entry::{Entry, Kind, Span, stays_inside};
 use super::form::{Form, detect};
-use super::limits::{Limits, RATIO_FREE_BYTES};
+use super::limits::Limits;
 use super::pack::{Part, tell};
 use super::partial::Partial;
 use super::place::Place;
@@ -293,7 +293,7 @@ impl<'a, 'b> Passage<'a, 'b> {
     fn weigh(&mut self, solid: u64) -> Result<(), ArchiveError> {
         self.bytes_solid += solid;
         let most = self.archive_bytes.saturating_mul(self.limits.ratio_max);
-        if self.bytes_solid > most.max(RATIO_FREE_BYTES) {
+        if self.bytes_solid > most.max(self.limits.ratio_from) {
             return Err(self.too_large("times its own size", self.limits.ratio_max));
         }
         Ok(())
