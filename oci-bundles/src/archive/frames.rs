@@ -201,3 +201,96 @@ impl Read for FrameReader {
 fn invalid(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// A file of two frames, one of them empty, and what an index says of them.
+    fn with_index(index: &[u8]) -> (File, Vec<u8>) {
+        let mut bytes = zstd::bulk::compress(&[7; 5000], 1).unwrap();
+        bytes.extend(zstd::bulk::compress(&[], 1).unwrap());
+        bytes.extend(zstd::bulk::compress(b"the end", 1).unwrap());
+        bytes.extend(index);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        (file, bytes)
+    }
+
+    fn true_frames() -> Vec<Frame> {
+        let one = |raw: &[u8]| Frame::new(zstd::bulk::compress(raw, 1).unwrap().len(), raw.len()).unwrap();
+        vec![one(&[7; 5000]), one(&[]), one(b"the end")]
+    }
+
+    fn read(file: File, frames: Vec<Frame>) -> io::Result<Vec<u8>> {
+        let mut all = Vec::new();
+        let position = Rc::new(Cell::new(0));
+        let _count = FrameReader::new(file, frames, position)?.read_to_end(&mut all)?;
+        Ok(all)
+    }
+
+    #[test]
+    fn an_index_is_found_as_it_was_written() {
+        let frames = true_frames();
+        let (file, bytes) = with_index(&index(&frames).unwrap());
+        assert_eq!(find_index(&file).unwrap(), Some(frames.clone()));
+        let all = read(file, frames).unwrap();
+        assert_eq!(all, [&[7; 5000], &b"the end"[..]].concat());
+        // A decoder that does not know of it reads the same.
+        assert_eq!(zstd::stream::decode_all(&bytes[..]).unwrap(), all);
+        assert_eq!(find_index(&with_index(b"").0).unwrap(), None);
+        assert_eq!(find_index(&tempfile::tempfile().unwrap()).unwrap(), None);
+    }
+
+    #[test]
+    fn an_index_that_lies_is_an_error() {
+        let lies: [fn(&mut Vec<Frame>); 4] = [
+            |frames| frames[0].packed += 1,
+            |frames| frames[0].raw += 1,
+            |frames| frames[2].raw -= 1,
+            |frames| frames[0].raw = 0,
+        ];
+        for (number, lie) in lies.into_iter().enumerate() {
+            let mut frames = true_frames();
+            lie(&mut frames);
+            let (file, _) = with_index(&index(&frames).unwrap());
+            let result = find_index(&file).and_then(|frames| read(file, frames.unwrap()));
+            assert!(result.is_err(), "lie {number}");
+        }
+        // Borders between frames that are none.
+        let mut frames = true_frames();
+        frames[0].packed += 1;
+        frames[1].packed -= 1;
+        let (file, _) = with_index(&index(&frames).unwrap());
+        assert!(read(file, frames).is_err());
+    }
+
+    #[test]
+    fn an_index_is_bounded_by_its_file() {
+        let good = index(&true_frames()).unwrap();
+        let changed = |at_from_end: usize, byte: u8| {
+            let mut bytes = good.clone();
+            let at = bytes.len() - at_from_end;
+            bytes[at] = byte;
+            find_index(&with_index(&bytes).0)
+        };
+        // The magic, reserved bits, a count beyond all bounds: no index of ours.
+        assert_eq!(changed(1, 0).unwrap(), None);
+        assert_eq!(changed(5, 0x04).unwrap(), None);
+        assert_eq!(changed(6, 0x7f).unwrap(), None);
+        // A count past the file's beginning, one that fits but is wrong, checksums that are not there.
+        assert!(changed(8, 0x7f).is_err());
+        assert!(changed(9, 2).is_err());
+        assert!(changed(5, 0x80).is_err());
+        // The skippable frame that it must be in.
+        assert!(changed(good.len(), 0).is_err());
+        assert!(changed(good.len() - 4, 0).is_err());
+        // Frames too large to be taken whole are read as a stream.
+        let mut frames = true_frames();
+        frames[0].raw = FRAME_BYTES_MAX + 1;
+        let (file, _) = with_index(&index(&frames).unwrap());
+        assert_eq!(find_index(&file).unwrap(), None);
+    }
+}

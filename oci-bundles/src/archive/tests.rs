@@ -1,6 +1,6 @@
 //! Archives there and back, and through the ordinary tools.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::process::Command;
 
@@ -30,11 +30,7 @@ fn checkpoint(at: &Path) {
     fs::write(at.join("config.dump"), "{}").unwrap();
     fs::write(at.join("checkpoint/core-1.img"), noise(700)).unwrap();
     fs::write(at.join("checkpoint/nothing.img"), "").unwrap();
-    // Longer than a piece, not a multiple of a block, zeros in the middle and at the end.
-    let mut pages = noise(3 << 20);
-    pages[1 << 20..2 << 20].fill(0);
-    pages.extend(vec![0; (1 << 20) + 5]);
-    fs::write(at.join("checkpoint/pages-1.img"), pages).unwrap();
+    checkpoint_pages(at);
     fs::hard_link(at.join("config.dump"), at.join("checkpoint/same")).unwrap();
     symlink("../config.dump", at.join("checkpoint/parent")).unwrap();
     let long = "n".repeat(200);
@@ -42,6 +38,14 @@ fn checkpoint(at: &Path) {
     symlink(format!("../{long}"), at.join("checkpoint/to-long")).unwrap();
     fs::set_permissions(at.join("config.dump"), fs::Permissions::from_mode(0o640)).unwrap();
     fs::set_permissions(at.join("checkpoint/empty"), fs::Permissions::from_mode(0o750)).unwrap();
+}
+
+/// Memory longer than a piece, not a multiple of a block, zeros in the middle and at the end.
+fn checkpoint_pages(at: &Path) {
+    let mut pages = noise(3 << 20);
+    pages[1 << 20..2 << 20].fill(0);
+    pages.extend(vec![0; (1 << 20) + 5]);
+    fs::write(at.join("checkpoint/pages-1.img"), pages).unwrap();
 }
 
 /// What there is below a directory: names, modes, contents.
@@ -155,4 +159,155 @@ fn the_ordinary_tools_read_it_and_we_read_theirs() {
         assert_eq!(unpacked.form, form);
         assert_same(&from, &out, packer);
     }
+}
+
+#[test]
+fn giving_up_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, archive, to) = (
+        dir.path().join("from"),
+        dir.path().join("a"),
+        dir.path().join("to"),
+    );
+    checkpoint(&from);
+    drop(pack(&from, &archive, Form::Zstd, &mut quiet).unwrap());
+    for step in [Step::Pack, Step::Verify] {
+        let mut at_half = |progress: Progress| match progress {
+            Progress { done, total, .. } if progress.step == step && done > total / 2 => {
+                ControlFlow::Break(())
+            }
+            _ => ControlFlow::Continue(()),
+        };
+        let result = pack(&from, &dir.path().join("b"), Form::Zstd, &mut at_half);
+        assert!(matches!(result, Err(ArchiveError::Cancelled)), "{step:?}");
+    }
+    let mut at_half = |progress: Progress| match progress.done > progress.total / 2 {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    };
+    let result = unpack(&archive, &to, &Limits::default(), &mut at_half);
+    assert!(matches!(result, Err(ArchiveError::Cancelled)));
+    let left = fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!(left, 2, "only what was packed, and its archive");
+}
+
+#[test]
+fn progress_goes_up_to_its_total() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = dir.path().join("from");
+    checkpoint(&from);
+    for form in [Form::Tar, Form::Gzip, Form::Zstd] {
+        let mut seen: Vec<Progress> = Vec::new();
+        let mut watch = |progress: Progress| {
+            seen.push(progress);
+            ControlFlow::Continue(())
+        };
+        let archive = dir.path().join(form.word());
+        drop(pack(&from, &archive, form, &mut watch).unwrap());
+        drop(unpack(&archive, &dir.path().join("to"), &Limits::default(), &mut watch).unwrap());
+        fs::remove_dir_all(dir.path().join("to")).unwrap();
+        for step in [Step::Pack, Step::Verify, Step::Unpack] {
+            let of_step: Vec<_> = seen.iter().filter(|progress| progress.step == step).collect();
+            let rises = of_step.windows(2).all(|two| two[0].done <= two[1].done);
+            let last = of_step.last().unwrap();
+            // What ends an archive is read after the last file.
+            let is_near = last.total - last.done <= 4096;
+            assert!(rises && is_near && of_step.len() > 10, "{form} {step:?} {last:?}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_packed_is_said_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, archive) = (dir.path().join("from"), dir.path().join("a.tar"));
+    let failure = |from: &Path, form| {
+        let error = pack(from, &archive, form, &mut quiet).unwrap_err();
+        assert!(!archive.exists());
+        assert_eq!(hidden(dir.path()), 0);
+        error.to_string()
+    };
+    assert!(failure(&from, Form::Tar).contains("from: No such file"));
+    fs::create_dir(&from).unwrap();
+    assert!(failure(&from, Form::Directory).contains("a directory is no archive"));
+    nix::unistd::mkfifo(&from.join("pages-1.img"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert!(failure(&from, Form::Tar).contains("pages-1.img: a fifo"));
+    fs::remove_file(from.join("pages-1.img")).unwrap();
+    fs::write(&archive, "precious").unwrap();
+    let error = pack(&from, &archive, Form::Tar, &mut quiet).unwrap_err();
+    assert!(matches!(error, ArchiveError::Exists { .. }));
+    assert_eq!(fs::read(&archive).unwrap(), b"precious");
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_packed_fails_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, archive) = (dir.path().join("from"), dir.path().join("a"));
+    checkpoint(&from);
+    for len in [1, 10 << 20] {
+        let mut change = |progress: Progress| {
+            if progress.step == Step::Pack && progress.done > 1 << 20 {
+                let file = File::options()
+                    .write(true)
+                    .open(from.join("checkpoint/pages-1.img"));
+                file.unwrap().set_len(len).unwrap();
+            }
+            ControlFlow::Continue(())
+        };
+        let error = pack(&from, &archive, Form::Zstd, &mut change).unwrap_err();
+        assert!(error.to_string().contains("it changed"), "{len}: {error}");
+        assert!(!archive.exists());
+        checkpoint_pages(&from);
+    }
+}
+
+#[test]
+fn a_full_disk_is_named_and_left_as_it_was() {
+    let name = "a_full_disk_is_named_and_left_as_it_was";
+    if !nix::unistd::geteuid().is_root() {
+        skip(name, "root");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (from, archive) = (dir.path().join("from"), dir.path().join("a"));
+    checkpoint(&from);
+    drop(pack(&from, &archive, Form::Zstd, &mut quiet).unwrap());
+    let small = dir.path().join("small");
+    fs::create_dir(&small).unwrap();
+    on_small_disk(&small, || {
+        for form in [Form::Tar, Form::Gzip, Form::Lz4, Form::Zlib, Form::Zstd] {
+            let error = pack(&from, &small.join("b"), form, &mut quiet).unwrap_err();
+            assert!(error.is_full(), "{form}: {error}");
+            assert!(error.to_string().contains("small/b: No space left"), "{error}");
+            assert_eq!(fs::read_dir(&small).unwrap().count(), 0, "{form}");
+        }
+        let error = unpack(&archive, &small.join("to"), &Limits::default(), &mut quiet).unwrap_err();
+        assert!(
+            error.is_full() && error.to_string().contains("small/to/"),
+            "{error}"
+        );
+        assert_eq!(fs::read_dir(&small).unwrap().count(), 0);
+    });
+}
+
+/// Runs a test with a disk of 1 MiB at a directory, which only it sees.
+fn on_small_disk(at: &Path, test: impl FnOnce() + Send) {
+    use nix::mount::{MsFlags, mount};
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+            let none: Option<&str> = None;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            mount(
+                Some("small"),
+                at,
+                Some("tmpfs"),
+                MsFlags::empty(),
+                Some("size=1m"),
+            )
+            .unwrap();
+            test();
+        });
+        thread.join().unwrap();
+    });
 }

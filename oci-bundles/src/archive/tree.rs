@@ -33,7 +33,10 @@ pub fn list(dir: &Path) -> Result<Vec<Found>, ArchiveError> {
     let mut found = Vec::new();
     let mut dirs = VecDeque::from([PathBuf::new()]);
     while let Some(relative) = dirs.pop_front() {
-        let at = dir.join(&relative);
+        let at = match relative.as_os_str().is_empty() {
+            true => dir.to_owned(),
+            false => dir.join(&relative),
+        };
         let failed = |error| ArchiveError::storage("read", &at, error);
         for child in fs::read_dir(&at).map_err(failed)? {
             let child = child.map_err(failed)?;
