@@ -120,7 +120,7 @@ mod tests {
             .to_string();
         assert_eq!(
             error,
-            r#"know setting "CEDANA_DUMP_TPC" from environment CEDANA_DUMP_TPC: did you mean "dump.tcp"?"#
+            r#"find a setting for environment variable CEDANA_DUMP_TPC: did you mean "CEDANA_DUMP_TCP"?"#
         );
     }
 }

@@ -28,7 +28,7 @@ impl fmt::Display for Source {
         match self {
             Self::File(path) => write!(f, "{}", path.display()),
             Self::RuntimeOptions => f.write_str("containerd's runtime options"),
-            Self::Environment(name) => write!(f, "environment {name}"),
+            Self::Environment(name) => write!(f, "environment variable {name}"),
             Self::Annotation(name) => write!(f, "annotation {name}"),
             Self::Flag(_) => f.write_str("the command line"),
         }
@@ -63,7 +63,7 @@ pub enum ConfigError {
         toml: PathBuf,
     },
     /// No such setting.
-    #[error("know setting {name:?} from {origin}{}", suggestion.map(|s| format!(": did you mean {s:?}?")).unwrap_or_default())]
+    #[error("find a setting for {}", unknown(name, origin, *suggestion))]
     Unknown {
         /// The name as it was written.
         name: String,
@@ -110,4 +110,19 @@ pub enum ConfigError {
         /// What is wrong.
         problem: Problem,
     },
+}
+
+/// Who wrote what, and what was meant, in the spelling of the place where it was written.
+fn unknown(name: &str, origin: &Source, suggestion: Option<&str>) -> String {
+    let (written, spelt): (String, fn(&str) -> String) = match origin {
+        Source::Environment(_) => (origin.to_string(), |name| {
+            format!("{}{}", crate::environment::PREFIX, crate::name::variable(name))
+        }),
+        Source::Annotation(_) => (origin.to_string(), |name| {
+            format!("{}{name}", crate::layer::ANNOTATION_PREFIX)
+        }),
+        _ => (format!("{name:?} from {origin}"), str::to_owned),
+    };
+    let meant = suggestion.map(|name| format!(": did you mean {:?}?", spelt(name)));
+    written + &meant.unwrap_or_default()
 }

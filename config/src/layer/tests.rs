@@ -173,7 +173,11 @@ fn what_is_wrong_is_said_with_its_place() {
             None,
             "a list of something else",
         ),
-        (Some(r#"{"speed": 3}"#), None, "know setting \"speed\""),
+        (
+            Some(r#"{"speed": 3}"#),
+            None,
+            "find a setting for \"speed\" from /",
+        ),
         (
             Some(r#"{"plugins": {"bin_dir": "/x"}}"#),
             None,
@@ -199,7 +203,7 @@ fn what_is_wrong_is_said_with_its_place() {
         (
             None,
             Some(("cedana.restore.lock", "skip")),
-            "know setting \"restore.lock\"",
+            "find a setting for annotation cedana.restore.lock",
         ),
     ] {
         let error = with(file, annotation.as_slice()).expect_err(expected).to_string();
