@@ -71,14 +71,17 @@ impl Jobs {
     /// # Errors
     /// There is none, or more than one.
     pub fn find(&self, text: &str, namespace: Option<&str>) -> Result<Job, Error> {
-        find(&self.all, text, namespace).cloned().map_err(|problem| match problem {
-            FindError::NotFound => {
-                Error::not_found(format!("there is no job {text}")).hint("cedana ps --all lists all jobs")
-            }
-            FindError::Ambiguous(choices) => {
-                Error::usage(format!("{text} may be any of {}", choices.join(", "))).hint("say one of these")
-            }
-        })
+        find(&self.all, text, namespace)
+            .cloned()
+            .map_err(|problem| match problem {
+                FindError::NotFound => {
+                    Error::not_found(format!("there is no job {text}")).hint("cedana ps --all lists all jobs")
+                }
+                FindError::Ambiguous(choices) => {
+                    Error::usage(format!("{text} may be any of {}", choices.join(", ")))
+                        .hint("say one of these")
+                }
+            })
     }
 
     /// The job of that container.
@@ -108,14 +111,6 @@ impl Jobs {
     /// The registry does not take it.
     pub fn add_checkpoint(&mut self, key: &Key, checkpoint: &Checkpoint) -> Result<(), Error> {
         Ok(self.registry.add_checkpoint(key, checkpoint)?)
-    }
-
-    /// Forgets a checkpoint.
-    ///
-    /// # Errors
-    /// The registry does not take it.
-    pub fn remove_checkpoint(&mut self, id: &str) -> Result<(), Error> {
-        Ok(self.registry.remove_checkpoint(id)?)
     }
 
     /// Makes a container of another shim a job.

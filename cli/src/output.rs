@@ -76,17 +76,24 @@ pub fn colours() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|word| word.is_empty())
 }
 
+/// Whether there is somebody to ask before something is done to all jobs, however many they are.
+///
+/// # Errors
+/// Nobody: [`Kind::Usage`].
+pub fn can_ask() -> Result<(), Error> {
+    if io::stdin().is_terminal() {
+        return Ok(());
+    }
+    let message = "failed to ask whether all jobs are meant: standard input is no terminal";
+    Err(Error::usage(message).hint("say -y to mean it"))
+}
+
 /// Asks on the terminal, and takes anything but a yes as no.
 ///
 /// # Errors
-/// Nobody can be asked: [`crate::error::Kind::Usage`].
+/// Nobody can be asked: [`Kind::Usage`].
 pub fn confirm(question: &str) -> Result<bool, Error> {
-    if !io::stdin().is_terminal() {
-        return Err(Error::usage(format!(
-            "{question} There is nobody to ask: standard input is no terminal"
-        ))
-        .hint("say -y to mean it"));
-    }
+    can_ask()?;
     let mut err = io::stderr().lock();
     let asked = write!(err, "{} [y/N] ", text::line(question)).and_then(|()| err.flush());
     let mut answer = String::new();

@@ -56,11 +56,11 @@ impl From<ShimError> for Error {
             ShimError::Refused { code, message } => {
                 let kind = match code {
                     Code::NOT_FOUND => Kind::NotFound,
-                    Code::FAILED_PRECONDITION => Kind::WrongState,
-                    Code::INVALID_ARGUMENT | Code::ALREADY_EXISTS => Kind::Usage,
+                    Code::FAILED_PRECONDITION | Code::ALREADY_EXISTS => Kind::WrongState,
                     Code::UNIMPLEMENTED => Kind::Unsupported,
                     Code::CANCELLED => Kind::Interrupted,
-                    Code::PERMISSION_DENIED => Kind::Failed,
+                    // What was typed is checked before a shim is asked: the rest is a checkpoint that is none.
+                    Code::INVALID_ARGUMENT | Code::PERMISSION_DENIED => Kind::Failed,
                     _ => Kind::Tool,
                 };
                 Self::new(kind, message.clone())

@@ -8,7 +8,11 @@ use crate::error::Error;
 use crate::output;
 use crate::output::table::{Cell, Colour, Side, Table};
 
-const COLUMNS: [(&str, Side); 3] = [("SETTING", Side::Left), ("VALUE", Side::Left), ("SOURCE", Side::Left)];
+const COLUMNS: [(&str, Side); 3] = [
+    ("SETTING", Side::Left),
+    ("VALUE", Side::Left),
+    ("SOURCE", Side::Left),
+];
 
 /// Its arguments.
 #[derive(Debug, clap::Args)]
@@ -49,8 +53,16 @@ fn told(shown: &Shown) -> Told<'_> {
 fn table(all: &[Shown]) -> Table {
     let mut table = Table::new(&COLUMNS);
     for one in all {
-        let colour = if one.source == "default" { Colour::Grey } else { Colour::Plain };
-        table.row(vec![one.name.into(), (&one.value).into(), Cell::new(&one.source, colour)]);
+        let colour = if one.source == "default" {
+            Colour::Grey
+        } else {
+            Colour::Plain
+        };
+        table.row(vec![
+            one.name.into(),
+            (&one.value).into(),
+            Cell::new(&one.source, colour),
+        ]);
     }
     table
 }
@@ -66,10 +78,19 @@ mod tests {
         let text = table(&shown(&settings)).text(false);
         assert_eq!(text.lines().count(), config::KEYS.len() + 1);
         let words = |name: &str| -> Vec<String> {
-            let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-            line.split("  ").filter(|word| !word.is_empty()).map(|word| word.trim().to_owned()).collect()
+            let line = text
+                .lines()
+                .find(|line| line.starts_with(name))
+                .unwrap_or_default();
+            line.split("  ")
+                .filter(|word| !word.is_empty())
+                .map(|word| word.trim().to_owned())
+                .collect()
         };
         assert_eq!(words("dump.tcp "), ["dump.tcp", "close", "the command line"]);
-        assert_eq!(words("db.path "), ["db.path", "/var/lib/cedana/jobs.db", "default"]);
+        assert_eq!(
+            words("db.path "),
+            ["db.path", "/var/lib/cedana/jobs.db", "default"]
+        );
     }
 }

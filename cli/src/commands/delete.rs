@@ -52,10 +52,16 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
     let meant: Vec<Job> = if args.all {
         jobs.all().iter().filter(|job| !job.is_alive()).cloned().collect()
     } else {
-        args.jobs.iter().map(|name| jobs.find(name, None)).collect::<Result<_, _>>()?
+        args.jobs
+            .iter()
+            .map(|name| jobs.find(name, None))
+            .collect::<Result<_, _>>()?
     };
-    if args.all && !args.yes && !meant.is_empty() && !output::confirm(&question(&meant, args.checkpoints))? {
-        return Err(Error::failed("nothing was deleted"));
+    if args.all && !args.yes {
+        output::can_ask()?;
+        if !meant.is_empty() && !output::confirm(&question(&meant, args.checkpoints))? {
+            return Err(Error::failed("nothing was deleted"));
+        }
     }
     let mut told = Vec::new();
     let mut failed = None;
@@ -82,15 +88,20 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
 fn question(meant: &[Job], checkpoints: bool) -> String {
     let saved: usize = meant.iter().map(|job| job.checkpoints.count).sum();
     match (checkpoints, saved) {
-        (true, 1..) => format!("Delete {} jobs and the files of their {saved} checkpoints?", meant.len()),
+        (true, 1..) => format!(
+            "Delete {} jobs and the files of their {saved} checkpoints?",
+            meant.len()
+        ),
         _ => format!("Delete {} jobs?", meant.len()),
     }
 }
 
 fn delete(jobs: &mut Jobs, job: &Job, checkpoints: bool) -> Result<Told, Error> {
     if job.is_alive() {
-        return Err(Error::wrong_state(format!("job {} is running, please kill it first", job.name))
-            .hint(format!("cedana job kill {}", job.name)));
+        return Err(
+            Error::wrong_state(format!("job {} is running, please kill it first", job.name))
+                .hint(format!("cedana job kill {}", job.name)),
+        );
     }
     let mut told = Told {
         job: job.name.clone(),
@@ -115,7 +126,10 @@ fn remove(path: &Path) -> Result<(), Error> {
     let removed = match archive::detect(path) {
         Ok(Form::Directory) if is_checkpoint(path) => fs::remove_dir_all(path),
         Ok(Form::Directory) => {
-            return Err(Error::failed(format!("{} has no process images: it is left alone", path.display())));
+            return Err(Error::failed(format!(
+                "{} has no process images: it is left alone",
+                path.display()
+            )));
         }
         Ok(_) => fs::remove_file(path),
         Err(problem) => return Err(Error::failed(problem.to_string())),
@@ -132,7 +146,10 @@ fn is_checkpoint(directory: &Path) -> bool {
 fn say(job: &Job, told: &Told) -> Result<(), Error> {
     let name = output::text::line(&job.name);
     for path in &told.left {
-        output::line(&format!("Left on the disk: {}", output::text::line(&path.display().to_string())))?;
+        output::line(&format!(
+            "Left on the disk: {}",
+            output::text::line(&path.display().to_string())
+        ))?;
     }
     if job.record.status == Status::Stopped {
         output::line(&format!("Left in {}: the container {}", job.engine, job.key.id))?;

@@ -115,7 +115,13 @@ async fn of_job(job: &Job, verb: Verb) -> Result<(), Error> {
         let engine = Containerd::connect(&job.key.engine, &job.key.namespace).await?;
         return by_engine(&engine, &job.key.id, &job.name, verb).await;
     }
-    check(&job.name, job.status, job.is_alive(), job.status == "frozen", verb)?;
+    check(
+        &job.name,
+        job.status,
+        job.is_alive(),
+        job.status == "frozen",
+        verb,
+    )?;
     let target = Target {
         id: job.key.id.clone(),
     };
@@ -127,16 +133,25 @@ async fn of_job(job: &Job, verb: Verb) -> Result<(), Error> {
 /// A container of another shim, by containerd.
 async fn by_engine(engine: &Containerd, id: &str, name: &str, verb: Verb) -> Result<(), Error> {
     let Some(task) = engine.task(id).await? else {
-        return Err(Error::not_found(format!("there is no running container {id} in {}", engine.namespace())));
+        return Err(Error::not_found(format!(
+            "there is no running container {id} in {}",
+            engine.namespace()
+        )));
     };
     let frozen = task.status == TaskStatus::Paused;
     check(name, "stopped", task.lives(), frozen, verb)?;
-    if verb.freezes { engine.pause_task(id).await } else { engine.resume_task(id).await }
+    if verb.freezes {
+        engine.pause_task(id).await
+    } else {
+        engine.resume_task(id).await
+    }
 }
 
 fn check(name: &str, status: &str, alive: bool, frozen: bool, verb: Verb) -> Result<(), Error> {
     if !alive {
-        return Err(Error::wrong_state(format!("job {name} is not running (status: {status})")));
+        return Err(Error::wrong_state(format!(
+            "job {name} is not running (status: {status})"
+        )));
     }
     match (frozen, verb.freezes) {
         (true, true) => Err(Error::wrong_state(format!("job {name} is frozen already"))),
@@ -195,8 +210,18 @@ mod tests {
             (true, true, UNFREEZE, None),
             (true, true, FREEZE, Some("job web is frozen already")),
             (true, false, UNFREEZE, Some("job web is not frozen")),
-            (false, false, FREEZE, Some("job web is not running (status: halted)")),
-            (false, true, UNFREEZE, Some("job web is not running (status: halted)")),
+            (
+                false,
+                false,
+                FREEZE,
+                Some("job web is not running (status: halted)"),
+            ),
+            (
+                false,
+                true,
+                UNFREEZE,
+                Some("job web is not running (status: halted)"),
+            ),
         ] {
             let checked = check("web", "halted", alive, frozen, verb);
             assert_eq!(checked.err().map(|error| error.message).as_deref(), said);

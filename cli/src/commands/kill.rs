@@ -52,13 +52,20 @@ struct Told {
 pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
     let jobs = Jobs::open(context).await?;
     let meant: Vec<Job> = if args.all {
-        jobs.all().iter().filter(|job| job.is_alive() && !job.record.sandbox).cloned().collect()
+        jobs.all()
+            .iter()
+            .filter(|job| job.is_alive() && !job.record.sandbox)
+            .cloned()
+            .collect()
     } else {
-        args.jobs.iter().map(|name| jobs.find(name, None)).collect::<Result<_, _>>()?
+        args.jobs
+            .iter()
+            .map(|name| jobs.find(name, None))
+            .collect::<Result<_, _>>()?
     };
-    if args.all && !meant.is_empty() && !args.yes {
-        let question = format!("Kill {} jobs?", meant.len());
-        if !output::confirm(&question)? {
+    if args.all && !args.yes {
+        output::can_ask()?;
+        if !meant.is_empty() && !output::confirm(&format!("Kill {} jobs?", meant.len()))? {
             return Err(Error::failed("nothing was killed"));
         }
     }
@@ -97,7 +104,10 @@ async fn kill(job: &Job, signal: Signal) -> Result<(), Error> {
     let act = format!("kill job {}", job.name);
     let number = u32::try_from(signal as i32).unwrap_or_default();
     let engine = Containerd::connect(&job.key.engine, &job.key.namespace).await?;
-    engine.kill_task(&job.key.id, number).await.map_err(|error| error.while_trying_to(&act))?;
+    engine
+        .kill_task(&job.key.id, number)
+        .await
+        .map_err(|error| error.while_trying_to(&act))?;
     if signal != Signal::SIGKILL {
         return Ok(());
     }
@@ -108,7 +118,9 @@ async fn kill(job: &Job, signal: Signal) -> Result<(), Error> {
     while liveness::is_alive(&job.record.init) {
         if Instant::now() > end {
             let pid = job.record.init.pid;
-            return Err(Error::failed(format!("failed to {act}: process {pid} is still there after 10 s")));
+            return Err(Error::failed(format!(
+                "failed to {act}: process {pid} is still there after 10 s"
+            )));
         }
         sleep(LOOK).await;
     }
@@ -143,7 +155,11 @@ fn signal(word: &str) -> Result<Signal, String> {
         return Signal::try_from(number).map_err(|_| unknown());
     }
     let name = word.to_ascii_uppercase();
-    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+    let name = if name.starts_with("SIG") {
+        name
+    } else {
+        format!("SIG{name}")
+    };
     name.parse().map_err(|_| unknown())
 }
 

@@ -42,7 +42,11 @@ fn text(rows: &[Row<'_>], colours: bool) -> String {
     }
     let table = row::table(rows, output::time::now()).text(colours);
     // Who reads it in a pipe wants rows.
-    if colours { format!("{table}\n{HINTS}") } else { table }
+    if colours {
+        format!("{table}\n{HINTS}")
+    } else {
+        table
+    }
 }
 
 /// Under the table, on a terminal.

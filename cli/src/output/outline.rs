@@ -59,8 +59,13 @@ fn scalar(value: &Value) -> String {
 }
 
 fn is_plain(word: &str) -> bool {
-    let first = word.chars().next().is_some_and(|c| c.is_ascii_alphabetic() || c == '/');
-    let rest = word.chars().all(|c| c.is_alphanumeric() || "/._-+@ ()".contains(c));
+    let first = word
+        .chars()
+        .next()
+        .is_some_and(|c| c.is_ascii_alphabetic() || c == '/');
+    let rest = word
+        .chars()
+        .all(|c| c.is_alphanumeric() || "/._-+@ ()".contains(c));
     let reserved = ["true", "false", "yes", "no", "null", "on", "off"];
     first && rest && !word.ends_with(' ') && !reserved.contains(&word.to_ascii_lowercase().as_str())
 }

@@ -74,8 +74,13 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
 
 async fn inspect(id: &str, context: &Context) -> Result<(), Error> {
     let jobs = Jobs::open(context).await?;
-    let of_jobs = jobs.all().iter().flat_map(|job| job.record.checkpoints.iter().map(move |one| (job, one)));
-    let met: Vec<_> = of_jobs.filter(|(_, one)| !id.is_empty() && one.id.starts_with(id)).collect();
+    let of_jobs = jobs
+        .all()
+        .iter()
+        .flat_map(|job| job.record.checkpoints.iter().map(move |one| (job, one)));
+    let met: Vec<_> = of_jobs
+        .filter(|(_, one)| !id.is_empty() && one.id.starts_with(id))
+        .collect();
     let (job, checkpoint) = match met.as_slice() {
         [one] => *one,
         [] => {
@@ -84,7 +89,12 @@ async fn inspect(id: &str, context: &Context) -> Result<(), Error> {
         }
         many => match many.iter().find(|(_, one)| one.id == id) {
             Some(exact) => *exact,
-            None => return Err(Error::usage(format!("{id} may be any of {} checkpoints", many.len()))),
+            None => {
+                return Err(Error::usage(format!(
+                    "{id} may be any of {} checkpoints",
+                    many.len()
+                )));
+            }
         },
     };
     let told = Told {
@@ -108,7 +118,10 @@ fn files(path: &Path) -> Vec<File> {
     let mut files: Vec<File> = entries
         .filter_map(|entry| {
             let name = entry.file_name().to_string_lossy().into_owned();
-            entry.metadata().ok().map(|facts| File { name, size: facts.len() })
+            entry.metadata().ok().map(|facts| File {
+                name,
+                size: facts.len(),
+            })
         })
         .collect();
     files.sort_by(|a, b| a.name.cmp(&b.name));
@@ -125,14 +138,23 @@ fn text(told: &Told<'_>) -> String {
         ("time", time::local(checkpoint.at)),
         ("size", size::whole(checkpoint.size)),
         ("compression", told.compression.to_owned()),
-        ("left running", if checkpoint.left_running { "yes" } else { "no" }.to_owned()),
+        (
+            "left running",
+            if checkpoint.left_running { "yes" } else { "no" }.to_owned(),
+        ),
     ];
-    let mut text: String =
-        pairs.iter().map(|(name, value)| format!("{name}: {}\n", output::text::line(value))).collect();
+    let mut text: String = pairs
+        .iter()
+        .map(|(name, value)| format!("{name}: {}\n", output::text::line(value)))
+        .collect();
     if !told.files.is_empty() {
         text.push_str("files:\n");
         for file in &told.files {
-            text.push_str(&format!("  {}: {}\n", output::text::line(&file.name), size::whole(file.size)));
+            text.push_str(&format!(
+                "  {}: {}\n",
+                output::text::line(&file.name),
+                size::whole(file.size)
+            ));
         }
     }
     text

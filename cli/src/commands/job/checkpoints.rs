@@ -35,7 +35,10 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
         return output::json(&checkpoints);
     }
     if checkpoints.is_empty() {
-        return output::line(&format!("No checkpoints found for job {}", output::text::line(&job.name)));
+        return output::line(&format!(
+            "No checkpoints found for job {}",
+            output::text::line(&job.name)
+        ));
     }
     output::stdout(&table(&checkpoints).text(output::colours()))
 }
@@ -70,7 +73,11 @@ mod tests {
         let mut lines = text.lines();
         let words: Vec<&str> = lines.next().unwrap_or_default().split_whitespace().collect();
         assert_eq!(words, ["ID", "TIME", "SIZE", "PATH"]);
-        let expected = format!("{}  {}  5 MiB  /c/dump-containerd-web-1", checkpoint.id, time::local(checkpoint.at));
+        let expected = format!(
+            "{}  {}  5 MiB  /c/dump-containerd-web-1",
+            checkpoint.id,
+            time::local(checkpoint.at)
+        );
         assert_eq!(lines.next(), Some(expected.as_str()));
     }
 }

@@ -85,17 +85,27 @@ impl<'a> Row<'a> {
             if self.gpu { "yes" } else { "no" }.into(),
             at.into(),
             bytes.into(),
-            self.log.as_ref().map(|log| log.display().to_string()).unwrap_or_default().into(),
+            self.log
+                .as_ref()
+                .map(|log| log.display().to_string())
+                .unwrap_or_default()
+                .into(),
         ]
     }
 }
 
 /// The rows that are shown: the living before the halted, then those saved last, then by name.
 pub fn rows(jobs: &[Job], all: bool) -> Vec<Row<'_>> {
-    let mut rows: Vec<Row<'_>> = jobs.iter().filter(|job| job.is_listed(all)).map(Row::of).collect();
+    let mut rows: Vec<Row<'_>> = jobs
+        .iter()
+        .filter(|job| job.is_listed(all))
+        .map(Row::of)
+        .collect();
     rows.sort_by(|a, b| {
         let saved = |row: &Row<'_>| row.checkpoint.map(|checkpoint| checkpoint.at);
-        (b.status, saved(b)).cmp(&(a.status, saved(a))).then_with(|| (a.job, a.key).cmp(&(b.job, b.key)))
+        (b.status, saved(b))
+            .cmp(&(a.status, saved(a)))
+            .then_with(|| (a.job, a.key).cmp(&(b.job, b.key)))
     });
     rows
 }
@@ -141,11 +151,13 @@ mod tests {
         for changes in records {
             // The kernel gives no pid so high.
             let gone = json!({"pid": (1 << 22) + 1, "started": 1, "boot": boot});
-            let mut record = json!({"schema": 1, "init": gone, "bundle": "/b", "status": "stopped", "created": 1, "changed": 1,
+            let mut record = json!({"schema": 1, "init": gone, "bundle": "/b", "status": "stopped", "created": 1, "changed": time::now(),
                 "key": {"engine": "/c.sock", "namespace": "default", "id": "web"}});
             let fields = record.as_object_mut().expect("an object");
             fields.extend(changes.as_object().expect("an object").clone());
-            spool.publish(&serde_json::from_value(record).expect("a record")).expect("published");
+            spool
+                .publish(&serde_json::from_value(record).expect("a record"))
+                .expect("published");
         }
         let mut registry = Registry::open(&path).registry;
         registry.refresh().expect("refreshed");
@@ -196,7 +208,8 @@ mod tests {
 
     #[test]
     fn a_script_is_told_what_the_table_shows_and_more() {
-        let jobs = jobs(&[json!({"exit": {"status": 137, "at": 5}, "stdio": {"stdout": "file:///nowhere/log"}})]);
+        let jobs =
+            jobs(&[json!({"exit": {"status": 137, "at": 5}, "stdio": {"stdout": "file:///nowhere/log"}})]);
         let told = serde_json::to_value(rows(&jobs, false)).expect("JSON");
         assert_eq!(
             told,

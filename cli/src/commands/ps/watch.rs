@@ -1,13 +1,12 @@
 //! `cedana ps --watch`: the list again and again.
 
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Args, row, text};
@@ -39,7 +38,11 @@ pub async fn run(args: &Args, context: &Context) -> Result<(), Error> {
         let next = Instant::now() + PACE;
         let picture = picture(&jobs, args, context)?;
         if picture != shown {
-            let clear = if output::colours() && !context.json { CLEAR } else { "" };
+            let clear = if output::colours() && !context.json {
+                CLEAR
+            } else {
+                ""
+            };
             output::stdout(&format!("{clear}{picture}"))?;
             shown = picture;
         }
@@ -65,41 +68,32 @@ fn picture(jobs: &Jobs, args: &Args, context: &Context) -> Result<String, Error>
 
 /// Changes of a directory.
 struct Events {
-    inotify: AsyncFd<Descriptor>,
-}
-
-/// Tokio asks for the number.
-struct Descriptor(Inotify);
-
-impl AsRawFd for Descriptor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
+    happened: Arc<Notify>,
 }
 
 impl Events {
     /// None where they cannot be had: a directory that is not there yet, a host whose watches are all taken.
     fn of(directory: &Path) -> Option<Self> {
-        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).ok()?;
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC).ok()?;
         let changes = AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_CREATE;
         let _watch = inotify.add_watch(directory, changes).ok()?;
-        Some(Self {
-            inotify: AsyncFd::new(Descriptor(inotify)).ok()?,
-        })
+        let happened = Arc::new(Notify::new());
+        let told = Arc::clone(&happened);
+        // It waits in its read until the process ends. If that fails, what is left is the slow look.
+        let _thread = thread::Builder::new()
+            .name("events".to_owned())
+            .spawn(move || {
+                while inotify.read_events().is_ok() {
+                    told.notify_one();
+                }
+            })
+            .ok()?;
+        Some(Self { happened })
     }
 
-    /// Returns when something has changed; all that has is one event.
-    async fn next(&self) -> io::Result<()> {
-        let mut ready = self.inotify.readable().await?;
-        loop {
-            match self.inotify.get_ref().0.read_events() {
-                Ok(_seen) => {}
-                Err(Errno::EAGAIN) => break,
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        ready.clear_ready();
-        Ok(())
+    /// Returns when something has changed; all that has since is one event.
+    async fn next(&self) {
+        self.happened.notified().await;
     }
 }
 
@@ -112,8 +106,13 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let events = Events::of(dir.path()).expect("events");
         std::fs::write(dir.path().join("one"), "").expect("a file");
-        timeout(Duration::from_secs(10), events.next()).await.expect("in time").expect("an event");
-        assert!(timeout(Duration::from_millis(50), events.next()).await.is_err(), "it is told once");
+        timeout(Duration::from_secs(10), events.next())
+            .await
+            .expect("in time");
+        assert!(
+            timeout(Duration::from_millis(50), events.next()).await.is_err(),
+            "it is told once"
+        );
         assert!(Events::of(&dir.path().join("nowhere")).is_none());
     }
 }
