@@ -13,6 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
@@ -25,7 +26,7 @@ use crate::leftovers::Places;
 use crate::messages as msg;
 use crate::messages::Status;
 use crate::need;
-use crate::stdio::{Output, StreamNames};
+use crate::stdio::{Output, StreamNames, eventually};
 use crate::task_api::{Answer, TaskApi, json_any};
 use crate::workload::{Workload, lay_rootfs};
 
@@ -40,6 +41,9 @@ const LIVE_RECORDS: &str = "/run/cedana/jobs.d";
 
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 const KILL: u32 = 9;
+
+/// An init reaps at once; a busy machine lets it run some time later.
+const BURIED_WITHIN: Duration = Duration::from_secs(20);
 
 /// A containerd, and a namespace in it for one test.
 #[derive(Debug)]
@@ -126,7 +130,15 @@ impl Host {
     pub fn power_off(&mut self) -> Result<()> {
         self.daemon()?.kill()?;
         let state = self.inner.places.state.clone();
+        let killed = self.inner.places.processes();
         self.inner.places.sweep();
+        // A dead process is a zombie until init has heard of it, and has a pid that long.
+        let gone = || {
+            killed
+                .iter()
+                .all(|(pid, _)| !Path::new(&format!("/proc/{pid}")).exists())
+        };
+        eventually("the dead are buried", BURIED_WITHIN, gone)?;
         fs::remove_dir_all(&state).with_context(|| format!("remove {}", state.display()))?;
         let of_this = format!("{}@", self.namespace());
         for record in fs::read_dir(LIVE_RECORDS).into_iter().flatten().flatten() {
