@@ -93,6 +93,7 @@ pub fn look(pid: i32, bundle: Option<&Path>) -> Result<Report, PreflightError> {
     let tree = tree::of(pid, &mut findings).map_err(|source| PreflightError::Unreadable { pid, source })?;
     mounts::look(pid, bundle, &mut findings);
     let mounts = Mounts::of(&tree.processes);
+    standing::look_at_init(pid, &mut findings);
     let mut held = BTreeMap::new();
     for process in &tree.processes {
         standing::look(process, pid, &mut findings);

@@ -44,8 +44,14 @@ const KNOWN: [&str; 19] = [
     "overlay",
 ];
 
-/// Bind mounts that every engine makes and makes again, of which nobody expects a copy in a checkpoint.
-const OF_ENGINES: [&str; 4] = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/shm"];
+/// Bind mounts that engines make and make again, of which nobody expects a copy in a checkpoint.
+const OF_ENGINES: [&str; 5] = [
+    "/etc/hosts",
+    "/etc/hostname",
+    "/etc/resolv.conf",
+    "/dev/shm",
+    "/sbin/docker-init",
+];
 
 /// One line of `mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -15,6 +15,19 @@ const THREADS_MAX: usize = 4096;
 
 const NESTED_REMEDY: &str = "stop what made it (a sandbox, a nested container)";
 
+/// Looks at what the whole container has in common with the host.
+pub(super) fn look_at_init(init: i32, findings: &mut Findings) {
+    let own = std::process::id().cast_signed();
+    if tree::namespace(init, "pid").is_some_and(|of_init| tree::namespace(own, "pid") == Some(of_init)) {
+        findings.add(
+            "host-pids",
+            Severity::Note,
+            "the container has the host's pids: a restore fails if one of them is taken by then",
+            "run it in a pid namespace of its own",
+        );
+    }
+}
+
 /// Looks at one process of the container of `init`.
 pub(super) fn look(process: &Process, init: i32, findings: &mut Findings) {
     if process.pid != init {
