@@ -31,7 +31,7 @@ fn checkpoint(at: &Path) {
     fs::write(at.join("checkpoint/core-1.img"), noise(700)).unwrap();
     fs::write(at.join("checkpoint/nothing.img"), "").unwrap();
     checkpoint_pages(at);
-    fs::hard_link(at.join("config.dump"), at.join("checkpoint/same")).unwrap();
+    fs::hard_link(at.join("config.dump"), at.join("same")).unwrap();
     symlink("../config.dump", at.join("checkpoint/parent")).unwrap();
     let long = "n".repeat(200);
     fs::write(at.join(&long), "a long name").unwrap();
@@ -89,7 +89,7 @@ fn every_form_comes_back_as_it_went() {
         assert_eq!(unpacked.bytes, packed.bytes_raw);
         assert_same(&from, &to, form.word());
         let inode = |name: &str| fs::metadata(to.join(name)).unwrap().ino();
-        assert_eq!(inode("config.dump"), inode("checkpoint/same"));
+        assert_eq!(inode("config.dump"), inode("same"));
         let pages = fs::metadata(to.join("checkpoint/pages-1.img")).unwrap();
         assert!(pages.blocks() * 512 < pages.len(), "{form}: no hole");
         assert_eq!(fs::metadata(&to).unwrap().mode() & 0o7777, 0o700);
@@ -158,6 +158,32 @@ fn the_ordinary_tools_read_it_and_we_read_theirs() {
         let unpacked = unpack(&dir.path().join("theirs"), &out, &Limits::default(), &mut quiet).unwrap();
         assert_eq!(unpacked.form, form);
         assert_same(&from, &out, packer);
+    }
+}
+
+#[test]
+fn one_file_is_read_without_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = dir.path().join("from");
+    checkpoint(&from);
+    for form in Form::ALL.into_iter().filter(|form| *form != Form::Directory) {
+        let archive = dir.path().join(form.word());
+        drop(pack(&from, &archive, form, &mut quiet).unwrap());
+        let read = |name: &str, bytes_max, within| read_file(&archive, Path::new(name), bytes_max, within);
+        let small = 1 << 20;
+        assert_eq!(read("config.dump", 2, small).unwrap().unwrap(), b"{}", "{form}");
+        assert_eq!(
+            read("checkpoint/core-1.img", 700, small).unwrap().unwrap(),
+            noise(700)
+        );
+        assert!(matches!(
+            read("config.dump", 1, small),
+            Err(ArchiveError::TooLarge { .. })
+        ));
+        assert_eq!(read("nothing", 9, 8 << 20).unwrap(), None);
+        // Past the small ones nothing is looked for; nor is this found, as it is at the end.
+        assert_eq!(read("checkpoint/pages-1.img", 8 << 20, 1).unwrap(), None);
+        assert!(read("checkpoint/pages-1.img", 8 << 20, small).unwrap().is_some());
     }
 }
 

@@ -79,6 +79,44 @@ pub fn verify(
     })
 }
 
+/// One small file of an archive, such as its manifest; nothing if it has none of that name among its first
+/// `within` bytes. In what [`pack`](super::pack) makes all small files stand before the memory, so little is read.
+pub fn read_file(
+    archive: &Path,
+    name: &Path,
+    bytes_max: u64,
+    within: u64,
+) -> Result<Option<Vec<u8>>, ArchiveError> {
+    let form = detect_file(archive)?;
+    let limits = Limits {
+        bytes_max: within,
+        ..Limits::default()
+    };
+    let quiet = &mut |_| std::ops::ControlFlow::Continue(());
+    let mut passage = Passage::new(archive, form, Step::Verify, &limits, quiet)?;
+    let (mut count, mut passed) = (0, 0u64);
+    while let Some(entry) = passage.next_entry()? {
+        if entry.path == name && entry.kind == Kind::File && entry.parts.is_none() {
+            if entry.size > bytes_max {
+                return Err(passage.too_large("bytes of one of its files", bytes_max));
+            }
+            let mut data = vec![0; entry.size as usize];
+            let mut rest = data.as_mut_slice();
+            while !rest.is_empty() {
+                let read = passage.reader.data(rest).map_err(|error| error.of(archive))?;
+                rest = rest.get_mut(read..).unwrap_or_default();
+            }
+            return Ok(Some(data));
+        }
+        count += 1;
+        passed = passed.saturating_add(entry.stored_bytes());
+        if count >= limits.entries_max || passed > within {
+            return Ok(None);
+        }
+    }
+    Ok(None)
+}
+
 /// Reads an archive back that was just written, and compares.
 pub(super) fn read_back(
     archive: &Path,
