@@ -18,5 +18,7 @@ pub mod spec;
 
 pub mod mounts;
 
+pub mod manifest;
+
 #[cfg(feature = "archive")]
 pub mod archive;
