@@ -143,6 +143,7 @@ impl Containerd {
             Code::NotFound => Kind::NotFound,
             Code::FailedPrecondition | Code::AlreadyExists => Kind::WrongState,
             Code::Unimplemented => Kind::Unsupported,
+            Code::InvalidArgument => Kind::Failed,
             _ => Kind::Tool,
         };
         Error::new(kind, format!("failed to {act}: {}", status.message()))

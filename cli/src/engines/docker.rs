@@ -168,6 +168,7 @@ fn answered(status: StatusCode, body: Bytes, act: &str) -> Result<Bytes, Error> 
         status if status.is_success() => return Ok(body),
         StatusCode::NOT_FOUND => Kind::NotFound,
         StatusCode::CONFLICT => Kind::WrongState,
+        StatusCode::BAD_REQUEST => Kind::Failed,
         _ => Kind::Tool,
     };
     let message = serde_json::from_slice(&body).map_or_else(
@@ -237,7 +238,12 @@ mod tests {
     #[test]
     fn a_refusal_has_its_kind_and_dockers_words() {
         let body = || Bytes::from_static(br#"{"message":"No such container: x\n"}"#);
-        for (status, kind) in [(404, Kind::NotFound), (409, Kind::WrongState), (500, Kind::Tool)] {
+        for (status, kind) in [
+            (400, Kind::Failed),
+            (404, Kind::NotFound),
+            (409, Kind::WrongState),
+            (500, Kind::Tool),
+        ] {
             let status = StatusCode::from_u16(status).expect("a status");
             let error = answered(status, body(), "start x").expect_err("refused");
             assert_eq!(error.kind, kind);

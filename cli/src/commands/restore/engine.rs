@@ -93,12 +93,10 @@ async fn awaited<T>(order: &Order<'_>, act: impl Future<Output = Result<T, Error
 
 /// What the shim says of a restore that failed, without what those say who passed it on. It is one failure whoever did.
 fn told(order: &Order<'_>, mut error: Error) -> Error {
-    let (kind, message) = (error.kind, std::mem::take(&mut error.message));
+    let message = std::mem::take(&mut error.message);
     let said = message.rsplit_once(PASSED_ON).map(|(_, said)| said.trim());
     let said = said.unwrap_or(&message);
     error.message = said.strip_prefix("failed to ").unwrap_or(said).to_owned();
-    // A shim asked directly calls images that cannot be used an invalid argument; engines call all that a shim says a failure.
-    error.kind = if kind == Kind::Usage { Kind::Tool } else { kind };
     error.while_trying_to(&format!("restore job {}", order.name))
 }
 
@@ -271,18 +269,16 @@ mod tests {
             checkpoint: Path::new("/c"),
             settings: std::collections::BTreeMap::new(),
         };
-        for (kind, message, kind_told) in [
-            (Kind::Usage, "read /c: damaged", Kind::Tool),
-            (
-                Kind::Tool,
-                "failed to create the task of web: failed to create shim task: read /c: damaged",
-                Kind::Tool,
-            ),
-            (Kind::NotFound, "failed to read /c: damaged", Kind::NotFound),
+        for message in [
+            "read /c: damaged",
+            "failed to create the task of web: failed to create shim task: read /c: damaged",
+            "failed to read /c: damaged",
         ] {
-            let error = told(&order, Error::new(kind, message));
-            assert_eq!(error.message, "failed to restore job web: read /c: damaged");
-            assert_eq!(error.kind, kind_told, "{message}");
+            let error = told(&order, Error::tool(message));
+            assert_eq!(
+                error.message, "failed to restore job web: read /c: damaged",
+                "{message}"
+            );
         }
     }
 

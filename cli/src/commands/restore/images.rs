@@ -113,7 +113,11 @@ async fn unpack(path: &Path, context: &Context) -> Result<Images, Error> {
         move || {
             archive::unpack(&from, &to, &Limits::default(), &mut |at| {
                 progress.set("", at.done, at.total);
-                if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                if stop.load(Ordering::Relaxed) {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
             })
         }
     });
@@ -133,7 +137,10 @@ async fn unpack(path: &Path, context: &Context) -> Result<Images, Error> {
             Err(Error::new(Kind::Interrupted, "interrupted: nothing is restored"))
         }
         Ok(Err(error)) => Err(Error::failed(format!("failed to {error}"))),
-        Err(source) => Err(Error::failed(format!("failed to unpack {}: {source}", path.display()))),
+        Err(source) => Err(Error::failed(format!(
+            "failed to unpack {}: {source}",
+            path.display()
+        ))),
     }
 }
 
@@ -170,7 +177,9 @@ fn sweep(place: &Path) {
 
 /// The process that a directory is named after, also while it is unpacked into: `.PID.STARTED.partial-PID`.
 fn owner(name: &str) -> Option<(i32, u64)> {
-    let whole = name.strip_prefix('.').and_then(|name| name.split_once(".partial"));
+    let whole = name
+        .strip_prefix('.')
+        .and_then(|name| name.split_once(".partial"));
     let (pid, started) = whole.map_or(name, |(name, _)| name).split_once('.')?;
     Some((pid.parse().ok()?, started.parse().ok()?))
 }

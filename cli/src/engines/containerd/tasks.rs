@@ -3,16 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use containerd_client::services::v1::{
-    CheckpointTaskRequest, CreateTaskRequest, DeleteTaskRequest, GetRequest, KillRequest,
-    PauseTaskRequest, ResumeTaskRequest, StartRequest, WaitRequest,
+    CheckpointTaskRequest, CreateTaskRequest, DeleteTaskRequest, GetRequest, KillRequest, PauseTaskRequest,
+    ResumeTaskRequest, StartRequest, WaitRequest,
 };
 use containerd_client::types::v1::{Process, Status};
 use prost::Message;
 use prost_types::Any;
 
-use super::{
-    CALL_LIMIT, CHECKPOINT_LIMIT, Container, Containerd, RUNTIME_LIMIT, optional,
-};
+use super::{CALL_LIMIT, CHECKPOINT_LIMIT, Container, Containerd, RUNTIME_LIMIT, optional};
 use crate::error::Error;
 
 /// How far a task is, by its shim.

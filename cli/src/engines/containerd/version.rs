@@ -12,7 +12,11 @@ impl Containerd {
         let request = self.request((), CALL_LIMIT);
         let mut client = self.client.version();
         let answer = self
-            .answer("ask containerd for its version", CALL_LIMIT, client.version(request))
+            .answer(
+                "ask containerd for its version",
+                CALL_LIMIT,
+                client.version(request),
+            )
             .await?;
         Ok(answer.version)
     }
