@@ -74,7 +74,7 @@ pub enum RuncError {
         verb: String,
     },
     /// It had not ended by the deadline, and was killed.
-    #[error("{verb} did not end within {} s and was killed", deadline.as_secs())]
+    #[error("{verb} did not end within {deadline:?} and was killed")]
     TimedOut {
         /// The runc verb.
         verb: String,
