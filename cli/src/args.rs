@@ -29,10 +29,10 @@ pub struct Cedana {
 #[derive(Debug, Clone, clap::Args)]
 pub struct Global {
     /// Print one JSON document instead of text
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "For every verb")]
     pub json: bool,
     /// The directory of the configuration file
-    #[arg(long, global = true, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    #[arg(long, global = true, help_heading = "For every verb", value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     pub config_dir: Option<PathBuf>,
 }
 

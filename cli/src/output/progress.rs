@@ -7,6 +7,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// How often the line moves by itself, so that a phase that says nothing does not look dead.
 const TICK: Duration = Duration::from_millis(200);
 
+/// While there is nothing to count.
+const PLAIN: &str = "{spinner} {prefix} {wide_msg}";
+
 /// A line on standard error; it is gone when this is dropped.
 #[derive(Debug)]
 pub struct Progress {
@@ -22,9 +25,9 @@ impl Progress {
             // indicatif hides it by itself where there is no terminal.
             ProgressDrawTarget::stderr()
         };
-        let bar = ProgressBar::with_draw_target(None, target);
-        bar.set_prefix(super::text::line(what).into_owned());
-        bar.set_style(style("{spinner} {prefix} {wide_msg}"));
+        let bar = ProgressBar::with_draw_target(None, target)
+            .with_style(style(PLAIN))
+            .with_prefix(super::text::line(what).into_owned());
         if !bar.is_hidden() {
             bar.enable_steady_tick(TICK);
         }
@@ -37,7 +40,7 @@ impl Progress {
             return;
         }
         let template = match (bytes, total) {
-            (0, 0) => "{spinner} {prefix} {wide_msg}",
+            (0, 0) => PLAIN,
             (_, 0) => "{spinner} {prefix} {binary_bytes} {binary_bytes_per_sec} {wide_msg}",
             _ => {
                 "{spinner} {prefix} [{bar:24}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {wide_msg}"
@@ -59,9 +62,11 @@ impl Progress {
 
     /// The work of the same call goes on with something else, counted anew.
     pub fn next(&self, what: &str) {
-        self.bar.reset();
+        self.bar.set_style(style(PLAIN));
+        self.bar.unset_length();
+        self.bar.set_message("");
         self.bar.set_prefix(super::text::line(what).into_owned());
-        self.set("", 0, 0);
+        self.bar.reset();
     }
 }
 

@@ -22,25 +22,25 @@ pub struct Flags {
     #[arg(long, value_name = "FORM", value_parser = pack::parse_form)]
     pub compression: Option<Form>,
     /// The container goes on afterwards
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub leave_running: Option<bool>,
     /// Save established TCP connections
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub tcp_established: Option<bool>,
     /// Leave out connections that nobody has accepted yet
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub skip_in_flight: Option<bool>,
     /// Save file locks
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub file_locks: Option<bool>,
     /// Something outside the container that its processes hold, as CRIU names it (repeatable)
     #[arg(long, value_name = "RESOURCE")]
     pub external: Vec<String>,
     /// Take a client's terminal along
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub shell_job: Option<bool>,
     /// Save deleted files that still have another name
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub link_remap: Option<bool>,
     /// CRIU's options as JSON, by CRIU's names; they win over the flags
     #[arg(long, value_name = "JSON")]
