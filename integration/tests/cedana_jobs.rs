@@ -422,7 +422,9 @@ fn a_stopped_container_shows_its_end() -> Result<()> {
             .is_ok_and(|job| job.status == "halted")
     };
     eventually("it is halted", SHORT, halted)?;
-    let text = cedana.says(&["job", "inspect", &format!("{}/short", host.namespace())])?;
-    ensure!(text.contains('7'), "{text}");
+    let job = cedana.job(host.namespace(), "short")?;
+    assert_eq!(job.pid, None);
+    let status = job.rest.get("exit").and_then(|exit| exit.get("status"));
+    assert_eq!(status, Some(&json!(7)), "{job:?}");
     Ok(())
 }

@@ -42,10 +42,10 @@ fn main() -> Result<()> {
     show("cedana", &["ps"])?;
 
     ensure!(
-        before <= next && next <= after + 1,
+        before < next && next <= after + 1,
         "the count did not go on: {before} to {after} were seen around the dump, {next} after the restore"
     );
-    println!("# the count went on: {after} at the dump, {next} after the restore");
+    println!("# the count went on: {before} was seen before the dump, {next} came after the restore");
     quietly("cedana", &["kill", "demo"])?;
     quietly("ctr", &["tasks", "delete", "--force", "demo"])?;
     quietly("ctr", &["containers", "delete", "demo"])?;
