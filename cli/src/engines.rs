@@ -24,10 +24,17 @@ const USUAL: &str = "/usr/local/bin";
 
 /// The binary of our shim: beside this one, in a directory of the PATH, or where it is usually.
 pub fn our_shim() -> Option<PathBuf> {
-    let beside = std::env::current_exe().ok().and_then(|own| own.parent().map(Path::to_owned));
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|own| own.parent().map(Path::to_owned));
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let places = beside.into_iter().chain(std::env::split_paths(&path)).chain([PathBuf::from(USUAL)]);
-    places.map(|place| place.join(SHIM)).find(|binary| binary.is_absolute() && binary.is_file())
+    let places = beside
+        .into_iter()
+        .chain(std::env::split_paths(&path))
+        .chain([PathBuf::from(USUAL)]);
+    places
+        .map(|place| place.join(SHIM))
+        .find(|binary| binary.is_absolute() && binary.is_file())
 }
 
 /// Runs a client of an engine to its end, `limit` at most.
@@ -38,11 +45,19 @@ pub async fn client(command: std::process::Command, limit: Duration) -> Result<O
     let name = command.get_program().to_string_lossy().into_owned();
     let mut command = tokio::process::Command::from(command);
     // In a group of its own: a terminal sends Ctrl+C to all of ours, and what it means is decided here.
-    let _ = command.kill_on_drop(true).process_group(0).stdin(std::process::Stdio::null());
+    let _ = command
+        .kill_on_drop(true)
+        .process_group(0)
+        .stdin(std::process::Stdio::null());
     let output = match tokio::time::timeout(limit, command.output()).await {
         Ok(Ok(output)) => output,
-        Ok(Err(source)) => return Err(Error::tool(format!("failed to run {name}: {source}"))),
-        Err(_) => return Err(Error::tool(format!("{name} did not end in {} s", limit.as_secs()))),
+        Ok(Err(source)) => return Err(absent(&name, &source)),
+        Err(_) => {
+            return Err(Error::tool(format!(
+                "{name} did not end in {} s",
+                limit.as_secs()
+            )));
+        }
     };
     if output.status.success() {
         return Ok(output);
@@ -53,10 +68,20 @@ pub async fn client(command: std::process::Command, limit: Duration) -> Result<O
     Err(Error::tool(format!("{name}: {said}")))
 }
 
+/// That a client is not there to be run.
+pub fn absent(name: &str, source: &std::io::Error) -> Error {
+    Error::tool(format!("failed to run {name}: {source}"))
+        .hint(format!("{name} must be in a directory of the PATH"))
+}
+
 /// The last lines of what a failed client said; how it ended if it said nothing.
 fn said(stderr: &[u8], status: &str) -> String {
     let text = String::from_utf8_lossy(stderr);
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
     if lines.is_empty() {
         return status.to_owned();
     }

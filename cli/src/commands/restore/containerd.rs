@@ -5,15 +5,19 @@ use std::path::{Path, PathBuf};
 use jobs::record::{Key, Origin};
 
 use super::arguments::Flags;
-use super::engine::by_containerd;
+use super::engine::{by_containerd, by_nerdctl, is_ours};
 use super::images::Images;
+use super::job::{foreign, pod};
 use super::order::Order;
 use super::{Restored, copy, report};
 use crate::context::Context;
 use crate::engines::containerd::{Container, Containerd};
-use crate::engines::{Address, docker};
+use crate::engines::{Address, docker, nerdctl};
 use crate::error::Error;
 use crate::output::progress::Progress;
+
+/// What containerd's CRI writes on containers of pods.
+const KUBERNETES_LABEL: &str = "io.cri-containerd.kind";
 
 /// Its arguments.
 #[derive(Debug, clap::Args)]
@@ -102,10 +106,18 @@ async fn into(
     container: &Container,
     out: Option<&Path>,
 ) -> Result<i32, Error> {
-    if container.labels.contains_key(crate::engines::nerdctl::NAME_LABEL) {
-        return super::engine::by_nerdctl(order).await;
+    let known = order.published();
+    if container.labels.contains_key(KUBERNETES_LABEL) {
+        return Err(pod(order.name));
     }
-    let known = order.published().map(|record| record.stdio);
+    if container.labels.contains_key(nerdctl::NAME_LABEL) {
+        // Under runc's name it may have our shim too, which then has told of it.
+        if known.is_none() && !is_ours(&container.runtime) {
+            return Err(foreign(order.name));
+        }
+        return by_nerdctl(order).await;
+    }
+    let known = known.map(|record| record.stdio);
     by_containerd(order, engine, container, known.as_ref(), out).await
 }
 

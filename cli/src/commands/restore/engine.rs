@@ -125,31 +125,28 @@ pub async fn by_containerd(
     }
     let placed = order.place()?;
     let undo = Undo { engine, id };
-    let done = tokio::select! {
-        done = start(order, engine, container, &task) => done,
-        _pressed = tokio::signal::ctrl_c() => {
-            Err(Error::new(Kind::Interrupted, format!("interrupted: {} is not restored", order.name)))
-        }
+    let interrupted =
+        || Error::new(Kind::Interrupted, format!("interrupted: {} is not restored", order.name));
+    let created = tokio::select! {
+        // Without a task of ours there is nothing to undo: one that is there is somebody else's.
+        created = engine.create_task(container, &task) => created.map_err(|error| told(order, error))?,
+        _pressed = tokio::signal::ctrl_c() => return Err(undo.after(interrupted()).await),
     };
     drop(placed);
-    match done {
-        Ok(pid) => Ok(pid),
+    let started = tokio::select! {
+        started = start(order, engine, id) => started,
+        _pressed = tokio::signal::ctrl_c() => Err(interrupted()),
+    };
+    match started {
+        Ok(()) => i32::try_from(created).map_err(|_| Error::tool(format!("containerd says pid {created}"))),
         Err(error) => Err(undo.after(error).await),
     }
 }
 
-async fn start(
-    order: &Order<'_>,
-    engine: &Containerd,
-    container: &Container,
-    task: &NewTask,
-) -> Result<i32, Error> {
-    let created = engine.create_task(container, task).await;
-    let _ = created.map_err(|error| told(order, error))?;
-    // Nothing runs yet: what would start afresh is caught here.
+/// Lets the processes go, once it is sure that they are the saved ones: nothing has run yet.
+async fn start(order: &Order<'_>, engine: &Containerd, id: &str) -> Result<(), Error> {
     let _ = order.verify()?;
-    let pid = engine.start_task(&container.id).await?;
-    i32::try_from(pid).map_err(|_| Error::tool(format!("containerd says pid {pid}")))
+    engine.start_task(id).await.map(drop)
 }
 
 /// The streams of the task that is still there, or those that its shim has published, as far as they lead somewhere.

@@ -87,6 +87,13 @@ impl Images {
         &self.directory
     }
 
+    /// Warns about a checkpoint that says it is of another container: it may be meant, and may be a slip.
+    pub fn warn_unless_of(&self, id: &str) {
+        if let Some(origin) = self.origin().filter(|origin| origin.key.id != id) {
+            output::warning(&format!("the checkpoint is of container {}", origin.key.id));
+        }
+    }
+
     /// Whose it is, if it says so.
     pub fn origin(&self) -> Option<Origin> {
         let path = self.directory.join(MANIFEST);

@@ -1,6 +1,6 @@
 //! `cedana restore job`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jobs::registry::{EngineKind, Job};
 
@@ -45,7 +45,10 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
         Some(path) => path,
         None => latest(&job)?,
     };
+    let out = args.flags.out()?;
+    refuse(&job, out.as_deref())?;
     let images = Images::open(&path, context).await?;
+    images.warn_unless_of(&job.key.id);
     let spool = context.spool()?;
     let order = Order {
         key: &job.key,
@@ -55,7 +58,7 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
         settings: args.flags.settings(),
     };
     let progress = Progress::start("Restoring", context.json);
-    let pid = restore(&order, &job, &args.flags).await?;
+    let pid = restore(&order, &job, out.as_deref()).await?;
     drop(progress);
     args.flags.write_pid(pid)?;
     let restored = Restored {
@@ -78,20 +81,24 @@ fn latest(job: &Job) -> Result<PathBuf, Error> {
     })
 }
 
-async fn restore(order: &Order<'_>, job: &Job, flags: &Flags) -> Result<i32, Error> {
-    let out = flags.out()?;
+/// Says no to what its engine could only start afresh, or not at all.
+fn refuse(job: &Job, out: Option<&Path>) -> Result<(), Error> {
     match job.engine {
-        EngineKind::Cri => return Err(pod(order.name)),
-        EngineKind::Docker | EngineKind::Nerdctl if job.managed => return Err(foreign(job)),
-        EngineKind::Docker | EngineKind::Nerdctl if out.is_some() => {
-            return Err(Error::usage(format!(
-                "--out cannot be used for {}: its output goes where its engine keeps logs",
-                order.name
-            )));
-        }
+        EngineKind::Cri => Err(pod(&job.name)),
+        EngineKind::Docker | EngineKind::Nerdctl if job.managed => Err(foreign(&job.name)),
+        EngineKind::Docker | EngineKind::Nerdctl if out.is_some() => Err(Error::usage(format!(
+            "--out cannot be used for {}: its output goes where its engine keeps logs",
+            job.name
+        ))),
+        _ => Ok(()),
+    }
+}
+
+async fn restore(order: &Order<'_>, job: &Job, out: Option<&Path>) -> Result<i32, Error> {
+    match job.engine {
         EngineKind::Docker => return by_docker(order).await,
         EngineKind::Nerdctl => return by_nerdctl(order).await,
-        EngineKind::Containerd => {}
+        EngineKind::Containerd | EngineKind::Cri => {}
     }
     if out.is_none() && !job.managed && can_be_in_place(&job.record) {
         return in_place(order, &job.record).await;
@@ -103,28 +110,21 @@ async fn restore(order: &Order<'_>, job: &Job, flags: &Flags) -> Result<i32, Err
             format!("make it again, unstarted, then restore it: ctr -n {namespace} containers create --runtime io.containerd.cedana.v1 IMAGE {id}"),
         )
     })?;
-    by_containerd(
-        order,
-        &engine,
-        &container,
-        Some(&job.record.stdio),
-        out.as_deref(),
-    )
-    .await
+    by_containerd(order, &engine, &container, Some(&job.record.stdio), out).await
 }
 
-/// A pod is more than its containers: its sandbox and its network are the kubelet's to make.
-fn pod(name: &str) -> Error {
+/// That a container is of a pod. A pod is more than its containers: its sandbox and its network are the kubelet's to make.
+pub fn pod(name: &str) -> Error {
     Error::unsupported(format!(
         "{name} is a container of a pod, which only Kubernetes can start"
     ))
-    .hint("create a pod whose container has the annotation cedana.restore, with the path of the checkpoint")
+    .hint("containerd 2.1 and later starts a container whose image is an archive that crictl checkpoint --export made")
 }
 
-fn foreign(job: &Job) -> Error {
+/// That a container is of another runtime, and of an engine that can only start it under that.
+pub fn foreign(name: &str) -> Error {
     Error::unsupported(format!(
-        "{} was created for another runtime, under which its engine would start it afresh",
-        job.name
+        "{name} was created for another runtime, under which its engine would start it afresh"
     ))
     .hint("create the container with --runtime io.containerd.cedana.v1; a container that has it is restored by its engine")
 }

@@ -11,7 +11,7 @@ use super::names;
 use crate::commands::restore::file_uri;
 use crate::context::Context;
 use crate::engines::containerd::Containerd;
-use crate::engines::{Address, client};
+use crate::engines::{Address, absent, client};
 use crate::error::{Error, Kind};
 use crate::jobs::Jobs;
 use crate::output;
@@ -102,12 +102,15 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
             .map_err(|source| Error::usage(format!("failed to use {}: {source}", out.display())))?,
         None => Path::new(LOG_DIR).join(format!("cedana-output-{job}.log")),
     };
+    if args.out.is_none() {
+        clear(&log)?;
+    }
     let mut command = ctr(&args, &engine, &job);
     let _ = command.arg("--detach").arg("--log-uri").arg(file_uri(&log));
     what(&mut command, &args, &id);
-    let _ = client(command, START_LIMIT)
-        .await
-        .map_err(|error| explained(error, &args, &engine))?;
+    if let Err(error) = client(command, START_LIMIT).await {
+        return Err(undone(&engine, &id, explained(error, &args, &engine)).await);
+    }
     let task = engine.task(&id).await?;
     let task =
         task.ok_or_else(|| Error::tool(format!("container {id} has no task right after its start")))?;
@@ -121,6 +124,16 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
         return output::json(&started);
     }
     output::line(&format!("Running managed containerd PID {}", started.pid))
+}
+
+/// Removes the log of an earlier job of that name: shims append.
+fn clear(log: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(log) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::failed(format!("failed to remove {}: {source}", log.display())))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The job's name: as said, if it is not another job's, or drawn.
@@ -158,7 +171,7 @@ async fn attached(args: &Args, engine: &Containerd, job: &str, id: &str) -> Resu
         .stderr(Stdio::inherit());
     // ctr passes Ctrl+C on to the container; it must find us waiting for what becomes of that.
     let _interrupts = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt());
-    let status = command.status().await.map_err(|source| not_there(&source))?;
+    let status = command.status().await.map_err(|source| absent("ctr", &source))?;
     match status.code() {
         Some(0) => Ok(()),
         Some(code) => Err(Error::exit(u8::try_from(code & 0xff).unwrap_or(1))),
@@ -211,6 +224,28 @@ fn is_directory(image: &str) -> bool {
     image.starts_with(['/', '.']) || (image.ends_with('/') && Path::new(image).is_dir())
 }
 
+/// Removes what ctr leaves of a container that it could not start, and returns the cause with what went wrong besides.
+async fn undone(engine: &Containerd, id: &str, mut cause: Error) -> Error {
+    let removed = async {
+        let Some(container) = engine.container(id).await? else {
+            return Ok(());
+        };
+        if engine.task(id).await?.is_some_and(|task| task.lives()) {
+            return Ok(());
+        }
+        engine.delete_task(id).await?;
+        engine.delete_container(id).await?;
+        match container.snapshot.as_str() {
+            "" => Ok(()),
+            key => engine.remove_snapshot(&container.snapshotter, key).await,
+        }
+    };
+    if let Err(error) = removed.await {
+        cause.message = format!("{}; and then {}", cause.message, error.message);
+    }
+    cause
+}
+
 fn explained(error: Error, args: &Args, engine: &Containerd) -> Error {
     let image = &args.image;
     if error.message.contains("not found") && error.message.contains(image.as_str()) && !is_directory(image) {
@@ -222,11 +257,6 @@ fn explained(error: Error, args: &Args, engine: &Containerd) -> Error {
         .hint(format!("pull it first: ctr -n {namespace} images pull {image}"));
     }
     error
-}
-
-fn not_there(source: &std::io::Error) -> Error {
-    Error::tool(format!("failed to run ctr: {source}"))
-        .hint("ctr is containerd's own client and comes with it")
 }
 
 #[cfg(test)]
