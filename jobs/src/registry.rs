@@ -19,6 +19,7 @@ mod store;
 mod warning;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -26,10 +27,13 @@ pub use find::FindError;
 pub use job::{EngineKind, Job, Saved};
 pub use warning::Warning;
 
+use nix::fcntl::Flock;
+
 use crate::liveness;
 use crate::record::{Checkpoint, Key, Process, Record, SCHEMA, Shim, Status, Stdio};
 use crate::spool::{self, Spool, SpoolError};
 use intake::Spools;
+use opening::Identity;
 use rows::{Kept, Row};
 use store::{Fault, Store, StoreError};
 
@@ -121,8 +125,10 @@ pub struct Opened {
 pub struct Registry {
     /// None only where not even one in memory can be had.
     store: Option<Store>,
+    /// After the database, for it has to be given up after it.
+    hold: Option<Flock<File>>,
     file: Option<PathBuf>,
-    inode: Option<u64>,
+    identity: Option<Identity>,
     spools: Option<Spools>,
     warnings: Vec<Warning>,
 }
@@ -130,16 +136,16 @@ pub struct Registry {
 impl Registry {
     /// Opens the registry at `path`, in whatever state it is.
     pub fn open(path: &Path) -> Opened {
-        let found = opening::open(path, Spool::beside(path).directory());
         let mut registry = Self {
             store: None,
+            hold: None,
             file: Some(path.to_owned()),
-            inode: opening::inode(path),
+            identity: None,
             spools: Some(Spools::of(path)),
             warnings: Vec::new(),
         };
-        match found {
-            Ok(found) => registry.adopt_found(path, found),
+        match opening::open(path, Spool::beside(path).directory()) {
+            Ok(found) => registry.take_found(path, found),
             Err(e) => registry.fall_back(&e),
         }
         registry.opened()
@@ -150,8 +156,9 @@ impl Registry {
         let store = Store::in_memory().ok();
         let registry = Self {
             store,
+            hold: None,
             file: None,
-            inode: None,
+            identity: None,
             spools: None,
             warnings: Vec::new(),
         };
@@ -361,6 +368,7 @@ impl Registry {
 
     /// Does something with the database; when that fails, once more with what can be had instead of it.
     fn attempt<T>(&mut self, act: impl Fn(&mut Store) -> Result<T, StoreError>) -> Result<T, RegistryError> {
+        self.follow();
         let Some(store) = &mut self.store else {
             return Err(RegistryError::Broken("no memory".to_owned()));
         };
@@ -391,23 +399,40 @@ impl Registry {
         })
     }
 
-    fn recover(&mut self, e: &StoreError) {
-        let Some(path) = self.file.clone() else { return };
-        if e.fault != Fault::Damaged {
-            return self.fall_back(e);
+    /// Goes on with the database that is there, if it is another one than was opened: somebody has removed or replaced it.
+    fn follow(&mut self) {
+        if let Some(path) = self.file.clone()
+            && opening::identity(&path) != self.identity
+        {
+            self.reopen(&path, |directory| opening::open(&path, directory));
         }
+    }
+
+    fn recover(&mut self, e: &StoreError) {
+        match self.file.clone() {
+            Some(path) if e.fault == Fault::Damaged => {
+                let damaged = self.identity;
+                self.reopen(&path, |directory| opening::repair(&path, directory, damaged));
+            }
+            _ => self.fall_back(e),
+        }
+    }
+
+    /// Opens the database again, with what can be read of the one that is open.
+    fn reopen(&mut self, path: &Path, open: impl Fn(&Path) -> Result<opening::Found, StoreError>) {
         let salvaged = self.store.as_mut().map(Store::salvage).unwrap_or_default();
-        // Before it is put aside: what SQLite does as it closes belongs to the old one.
+        // Before that of another one is had: what SQLite does as it closes belongs to the old one.
         self.store = None;
-        match opening::repair(&path, Spool::beside(&path).directory(), self.inode) {
-            Ok(found) => self.adopt_found(&path, found),
-            Err(e) => return self.fall_back(&e),
+        self.hold = None;
+        match open(Spool::beside(path).directory()) {
+            Ok(found) => self.take_found(path, found),
+            Err(e) => self.fall_back(&e),
         }
         self.fill(&salvaged);
     }
 
-    fn adopt_found(&mut self, path: &Path, found: opening::Found) {
-        self.inode = opening::inode(path);
+    fn take_found(&mut self, path: &Path, found: opening::Found) {
+        self.identity = found.identity;
         if let Some(moved_to) = found.moved_to {
             self.warnings.push(Warning::Damaged {
                 path: path.to_owned(),
@@ -415,6 +440,7 @@ impl Registry {
             });
         }
         self.store = Some(found.store);
+        self.hold = found.hold;
     }
 
     /// From here on in memory: with all that can be read of the database.

@@ -8,6 +8,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::Barrier;
 use std::time::{Duration, SystemTime};
 
 use jobs::liveness;
@@ -227,45 +228,31 @@ fn of_many_shims_one_takes_what_is_pending() {
 
 #[test]
 fn ten_that_find_the_same_damage_agree() {
-    if part() {
-        return;
-    }
-    let test = "ten_that_find_the_same_damage_agree";
     let directory = tempfile::tempdir().unwrap();
-    let place = directory.path();
+    let path = directory.path().join("jobs.db");
     for id in 0..SHIMS {
-        let spool = Spool::beside(&place.join("jobs.db"));
-        spool
-            .publish(&record(&format!("shim-{id}"), Status::Running, now()))
-            .unwrap();
+        let record = record(&format!("shim-{id}"), Status::Running, now());
+        Spool::beside(&path).publish(&record).unwrap();
     }
-    std::fs::write(place.join("jobs.db"), "not a database").unwrap();
-    // Whoever comes first has a warning: their part would fail for it.
-    let first = Registry::open(&place.join("jobs.db"));
-    assert_eq!(first.warnings.len(), 1);
-    std::fs::write(place.join("jobs.db"), "not a database either").unwrap();
-    let threads: Vec<_> = (0..COMMANDS)
-        .map(|_| {
-            let path = place.join("jobs.db");
-            std::thread::spawn(move || {
-                let mut opened = Registry::open(&path);
-                opened.registry.refresh().unwrap();
-                opened.warnings.extend(opened.registry.take_warnings());
-                (opened.registry.jobs().unwrap().len(), opened.warnings.len())
-            })
-        })
-        .collect();
-    let seen: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
-    assert!(seen.iter().all(|(jobs, _)| *jobs == SHIMS), "{seen:?}");
-    assert_eq!(
-        seen.iter().map(|(_, warnings)| warnings).sum::<usize>(),
-        1,
-        "one puts it aside: {seen:?}"
-    );
-    drop(first);
-    all_succeed(
-        (0..COMMANDS)
-            .map(|number| start(test, &format!("command {number}"), place))
-            .collect(),
-    );
+    for round in 0..10 {
+        std::fs::write(&path, "not a database").unwrap();
+        let together = Barrier::new(COMMANDS);
+        let look = || {
+            let _leader = together.wait();
+            let mut opened = Registry::open(&path);
+            opened.registry.refresh().unwrap();
+            opened.warnings.extend(opened.registry.take_warnings());
+            (opened.registry.jobs().unwrap().len(), opened.warnings.len())
+        };
+        let seen: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..COMMANDS).map(|_| scope.spawn(look)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(
+            seen.iter().all(|(jobs, _)| *jobs == SHIMS),
+            "round {round}: {seen:?}"
+        );
+        let warnings: usize = seen.iter().map(|(_, warnings)| warnings).sum();
+        assert_eq!(warnings, 1, "round {round}: one puts it aside: {seen:?}");
+    }
 }

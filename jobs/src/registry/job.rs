@@ -263,6 +263,32 @@ mod tests {
     }
 
     #[test]
+    fn what_can_be_used_is_listed() {
+        let with = |change: fn(&mut Job)| {
+            let mut job = job("default", "1", "web", false);
+            change(&mut job);
+            job
+        };
+        for (what, job, listed) in [
+            ("deleted", with(|_| ()), false),
+            ("saved", with(|job| job.checkpoints.count = 1), true),
+            ("stopped", with(|job| job.record.status = Status::Stopped), true),
+            ("running", job("default", "1", "web", true), true),
+            (
+                "a sandbox",
+                with(|job| {
+                    job.record.status = Status::Running;
+                    job.record.sandbox = true;
+                }),
+                false,
+            ),
+        ] {
+            assert_eq!(job.is_listed(false), listed, "{what}");
+            assert!(job.is_listed(true), "{what}");
+        }
+    }
+
+    #[test]
     fn engines_have_words() {
         for engine in EngineKind::ALL {
             assert_eq!(EngineKind::parse(engine.word()), Some(engine));

@@ -1,8 +1,9 @@
 //! How a registry is opened whatever state it is in: made when missing, put aside when damaged, and held in memory when it cannot
 //! be used.
 //!
-//! Whoever makes, migrates or puts aside holds a lock on the directory of the spool, so that two that find the same damage do not
-//! put each other's new database aside.
+//! Whoever uses the database shares a lock on the directory beside it; whoever makes it or puts it aside has that lock alone.
+//! SQLite finds the log of a database by its name, and removes it so as well: a process that had the old one open would
+//! play its log into the new one, or delete the new one's.
 
 use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
@@ -15,7 +16,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::store::{Fault, Store, StoreError};
 
-/// How long to wait for another process that repairs: it takes milliseconds.
+/// How long to wait for another process: most take milliseconds, and the others are not worth waiting for.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(2);
 
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
@@ -27,85 +28,135 @@ const DAMAGED_KEPT: usize = 3;
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) store: Store,
+    /// Tells when it is not the one any more that is there.
+    pub(super) identity: Option<Identity>,
+    /// To be kept as long as the database is open. None where nobody could repair anything either.
+    pub(super) hold: Option<Flock<File>>,
     /// Where its damaged predecessor is.
     pub(super) moved_to: Option<PathBuf>,
 }
 
-/// Opens a database, or makes one.
-pub(super) fn open(path: &Path, spool: &Path) -> Result<Found, StoreError> {
-    match Store::open(path) {
-        Ok(store) if !store.is_old()? => Ok(Found {
-            store,
-            moved_to: None,
-        }),
-        Err(e) if !matches!(e.fault, Fault::Missing | Fault::Damaged) => Err(e),
-        _ => repair(path, spool, None),
+/// Opens a database, or makes one. `directory` has the lock.
+pub(super) fn open(path: &Path, directory: &Path) -> Result<Found, StoreError> {
+    match open_held(path, directory) {
+        Err(e) if matches!(e.fault, Fault::Missing | Fault::Damaged) => repair(path, directory, None),
+        done => done,
     }
 }
 
-/// The inode of a database.
-pub(super) fn inode(path: &Path) -> Option<u64> {
-    std::fs::symlink_metadata(path)
-        .ok()
-        .map(|metadata| metadata.ino())
-}
-
-/// Opens a database again and makes of it what is missing. `damaged` is the inode of one that turned out to be damaged.
-pub(super) fn repair(path: &Path, spool: &Path, damaged: Option<u64>) -> Result<Found, StoreError> {
-    let _lock = lock(spool)?;
-    let known = damaged.is_some() && inode(path) == damaged;
-    let opened = if known { None } else { Some(Store::open(path)) };
+/// Opens a database again after making of it what is missing. `damaged` is one that turned out to be damaged, and
+/// that the caller does not have open any more.
+pub(super) fn repair(path: &Path, directory: &Path, damaged: Option<Identity>) -> Result<Found, StoreError> {
+    let begun = Instant::now();
     let mut moved_to = None;
-    match opened {
-        // Somebody else was here first.
-        Some(Ok(store)) if !store.is_old()? => {
-            return Ok(Found { store, moved_to });
-        }
-        Some(Ok(_)) => {
-            return Ok(Found {
-                store: Store::make(path)?,
-                moved_to,
-            });
-        }
-        Some(Err(e)) if e.fault == Fault::Missing => {
-            // A log without its database would be played into the new one.
-            for file in logs(path) {
-                remove_if_there(&file)?;
+    loop {
+        let is_repaired = match try_lock(directory, FlockArg::LockExclusiveNonblock)? {
+            Some(_alone) => {
+                moved_to = repair_alone(path, damaged)?.or(moved_to);
+                true
             }
+            None => false,
+        };
+        // Whoever has it may have repaired it, and use it for long.
+        match open_held(path, directory) {
+            Ok(found) if is_repaired || damaged.is_none() || found.identity != damaged => {
+                return Ok(Found { moved_to, ..found });
+            }
+            Err(e) if !matches!(e.fault, Fault::Missing | Fault::Damaged) => return Err(e),
+            // Nothing is held while others are waited for.
+            still => drop(still),
         }
-        Some(Err(e)) if e.fault != Fault::Damaged => return Err(e),
-        Some(Err(_)) | None => moved_to = Some(set_aside(path)?),
+        if begun.elapsed() > LOCK_WAIT_MAX {
+            return Err(StoreError::new(Fault::Locked, "it is damaged, and others use it"));
+        }
+        std::thread::sleep(LOCK_PAUSE);
     }
-    Ok(Found {
-        store: Store::make(path)?,
-        moved_to,
+}
+
+/// Makes a database that can be opened, while nobody has it open. Tells where a damaged one is.
+fn repair_alone(path: &Path, damaged: Option<Identity>) -> Result<Option<PathBuf>, StoreError> {
+    let is_damaged = match Store::open(path) {
+        // It can be opened, and is damaged further within.
+        Ok(_) if damaged.is_some() && identity(path) == damaged => true,
+        // Somebody else was here first.
+        Ok(_) => return Ok(None),
+        Err(e) if matches!(e.fault, Fault::Missing | Fault::Damaged) => e.fault == Fault::Damaged,
+        Err(e) => return Err(e),
+    };
+    let mut moved_to = None;
+    if is_damaged {
+        moved_to = Some(set_aside(path)?);
+    }
+    // A log without its database would be played into the new one. An empty one is removed, too: the new one is to be
+    // another one for whoever had it open.
+    for file in logs(path).iter().map(PathBuf::as_path).chain([path]) {
+        remove_if_there(file)?;
+    }
+    drop(Store::make(path)?);
+    Ok(moved_to)
+}
+
+/// What tells a database from another one at the same path. Inode numbers are used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    inode: u64,
+    made: Option<SystemTime>,
+}
+
+/// That of the database at a path, if there is one.
+pub(super) fn identity(path: &Path) -> Option<Identity> {
+    let metadata = std::fs::symlink_metadata(path).ok()?;
+    Some(Identity {
+        inode: metadata.ino(),
+        made: metadata.created().ok(),
     })
 }
 
-fn lock(directory: &Path) -> Result<Flock<File>, StoreError> {
+fn open_held(path: &Path, directory: &Path) -> Result<Found, StoreError> {
+    let hold = match lock(directory, FlockArg::LockSharedNonblock) {
+        Ok(hold) => Some(hold),
+        Err(e) if e.fault == Fault::Locked => return Err(e),
+        Err(_) => None,
+    };
+    let mut store = Store::open(path)?;
+    if store.is_old()? {
+        store = Store::make(path)?;
+    }
+    Ok(Found {
+        store,
+        identity: identity(path),
+        hold,
+        moved_to: None,
+    })
+}
+
+fn lock(directory: &Path, how: FlockArg) -> Result<Flock<File>, StoreError> {
+    let begun = Instant::now();
+    loop {
+        match try_lock(directory, how)? {
+            Some(lock) => return Ok(lock),
+            None if begun.elapsed() < LOCK_WAIT_MAX => std::thread::sleep(LOCK_PAUSE),
+            None => return Err(StoreError::new(Fault::Locked, "another process repairs it")),
+        }
+    }
+}
+
+/// None if others have it.
+fn try_lock(directory: &Path, how: FlockArg) -> Result<Option<Flock<File>>, StoreError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(directory)
         .map_err(unusable)?;
-    let mut file = File::open(directory).map_err(unusable)?;
-    let begun = Instant::now();
-    loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(lock),
-            Err((again, Errno::EWOULDBLOCK)) if begun.elapsed() < LOCK_WAIT_MAX => {
-                file = again;
-                std::thread::sleep(LOCK_PAUSE);
-            }
-            Err((_, Errno::EWOULDBLOCK)) => {
-                return Err(StoreError::new(Fault::Locked, "another process repairs it"));
-            }
-            Err((_, e)) => return Err(StoreError::new(Fault::Unusable, e.to_string())),
-        }
+    let file = File::open(directory).map_err(unusable)?;
+    match Flock::lock(file, how) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, e)) => Err(StoreError::new(Fault::Unusable, e.to_string())),
     }
 }
 
-/// The log first: whoever opens the database meanwhile shall not find one that is not its own.
+/// The log first: should this end half-way, the next one finds a damaged database still, and no log that is not its own.
 fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
     let aside = (0..).map(|more: u64| with_suffix(path, &format!(".damaged-{}", now.saturating_add(more))));

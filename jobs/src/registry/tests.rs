@@ -342,8 +342,11 @@ fn a_database_that_is_gone_is_made_anew_from_the_spool() {
         if !leave_log {
             let _gone = std::fs::remove_file(fixture.directory.path().join("jobs.db-wal"));
         }
-        // The one that has it open goes on with what it has.
-        assert_eq!(ids(&mut open), ["a", "b"]);
+        // The one that has it open has all that was in it.
+        let job = open.find("b", None).unwrap();
+        assert_eq!(job.checkpoints.count, 1);
+        drop(open);
+        std::fs::remove_file(fixture.path()).unwrap();
         let mut opened = fixture.open();
         assert!(
             opened.is_new && opened.warnings.is_empty(),
@@ -473,6 +476,48 @@ fn damage_that_turns_up_later_costs_a_warning() {
         [Warning::Damaged { .. }]
     ));
     assert_eq!(ids(&mut fixture.healthy()), ["a", "b"]);
+}
+
+#[test]
+fn one_of_two_that_meet_later_damage_puts_it_aside() {
+    let fixture = Fixture::with_two_jobs();
+    let (mut one, mut other) = (fixture.healthy(), fixture.healthy());
+    let db = Connection::open(fixture.path()).unwrap();
+    db.execute_batch("DROP TABLE checkpoints").unwrap();
+    drop(db);
+    std::thread::scope(|scope| {
+        let _one = scope.spawn(|| assert_eq!(ids(&mut one), ["a", "b"]));
+        let _other = scope.spawn(|| assert_eq!(ids(&mut other), ["a", "b"]));
+    });
+    let warnings = (one.take_warnings(), other.take_warnings());
+    assert_eq!(warnings.0.len() + warnings.1.len(), 1, "{warnings:?}");
+}
+
+#[test]
+fn what_lives_stays_a_job_without_its_record() {
+    let fixture = Fixture::new();
+    let init = liveness::own().unwrap();
+    let mut running = record("web", Status::Running);
+    (running.init, running.changed) = (init, 2);
+    fixture.publish(&running);
+    let mut registry = fixture.healthy();
+    std::fs::remove_dir_all(fixture.spool().directory()).unwrap();
+    registry.refresh().unwrap();
+    assert_eq!(ids(&mut registry), ["web"]);
+    let db = Connection::open(fixture.path()).unwrap();
+    let _rows = db.execute("UPDATE chores SET at = 0", ()).unwrap();
+    registry.refresh().unwrap();
+    assert_eq!(ids(&mut registry), ["web"], "and is not tidied away");
+}
+
+#[test]
+fn a_job_whose_checkpoints_were_removed_ends_with_its_record() {
+    let fixture = Fixture::with_two_jobs();
+    let mut registry = fixture.healthy();
+    registry.remove_checkpoint("saved").unwrap();
+    fixture.spool().remove(&key("default", "b")).unwrap();
+    registry.refresh().unwrap();
+    assert_eq!(ids(&mut registry), ["a"]);
 }
 
 #[test]

@@ -151,7 +151,14 @@ fn what_is_no_record_is_a_problem_and_stays() {
     for (name, bytes) in &bad {
         std::fs::write(directory.join(name), bytes).unwrap();
     }
-    std::os::unix::fs::symlink("/etc/passwd", directory.join("link.json")).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let linked = file_name(&key("linked")).unwrap();
+    std::fs::write(
+        elsewhere.path().join("record"),
+        serde_json::to_vec(&record("linked", Status::Running)).unwrap(),
+    )
+    .unwrap();
+    std::os::unix::fs::symlink(elsewhere.path().join("record"), directory.join(linked)).unwrap();
     nix::unistd::mkfifo(&directory.join("fifo.json"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     std::fs::create_dir(directory.join("directory.json")).unwrap();
     // These are nobody's business.
