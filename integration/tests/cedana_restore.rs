@@ -258,6 +258,7 @@ fn a_restore_into_another_container_by_path() -> Result<()> {
     let host = host()?;
     let cedana = Cedana::on(&host);
     let counter = Counter::run(&host, "origin")?;
+    let dumped = counter.seen()?;
     let path = cedana.dump(&["origin", "--dir", &dir(&host)?])?;
     let restore = [
         "restore",
@@ -278,12 +279,10 @@ fn a_restore_into_another_container_by_path() -> Result<()> {
     );
     host.ctr(&["tasks", "kill", "--signal", "KILL", "copy"])?.ok()?;
     host.api().wait("copy", "")?;
-    let dumped = counter.seen()?;
     // Without an id it is the container that was dumped.
+    let ended = counter.seen()?;
     cedana.last_line(&restore)?;
-    counter
-        .continues_between(dumped, dumped, dumped)
-        .or_else(|_| counter.goes_on())
+    counter.continues(dumped, ended)
 }
 
 #[test]

@@ -328,6 +328,41 @@ fn without_a_place_for_their_records_containers_run() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_full_disk_costs_a_warning() -> Result<()> {
+    need!(OurShim, "shims write to the registry");
+    need!(Criu, "dumps");
+    let machine = Machine::new()?;
+    let disk = machine.database.parent().context("a directory")?.to_owned();
+    let size = Some("size=512k,mode=700");
+    mount(Some("tmpfs"), &disk, Some("tmpfs"), MsFlags::empty(), size)?;
+    let _unmount = Unmount(&disk);
+    let containers = machine.start(3)?;
+    machine
+        .check_unharmed(&containers)
+        .context("before the disk is full")?;
+    let filler = disk.join("filler");
+    let mut file = fs::File::create(&filler)?;
+    while std::io::Write::write(&mut file, &[0; 4096]).is_ok_and(|written| written == 4096) {}
+    // What lives already is known; of a new one its shim alone knows.
+    let late = machine
+        .host
+        .run_with("late", Workload::forever(), &Default::default())?;
+    let jobs = machine.listed()?;
+    for container in &containers {
+        let job = jobs.iter().find(|job| job.id == container.id());
+        let job = job.with_context(|| format!("{} is not listed: {jobs:#?}", container.id()))?;
+        assert_eq!(job.pid, Some(container.state()?.pid));
+    }
+    late.kill_and_delete()?;
+    late.remove()?;
+    drop(file);
+    fs::remove_file(&filler)?;
+    machine
+        .check_unharmed(&containers)
+        .with_context(|| format!("with room again; cedana ps: {:?}", machine.cedana.run(&["ps", "--all"])))
+}
+
 struct Unmount<'path>(&'path Path);
 
 impl Drop for Unmount<'_> {
