@@ -41,7 +41,7 @@ impl Jobs {
             output::warning(&warning.to_string());
         }
         if opened.is_new {
-            rebuild::take_in(&mut jobs.registry, context);
+            rebuild::take_in(&mut jobs.registry, context).await?;
         }
         jobs.refresh().await?;
         Ok(jobs)

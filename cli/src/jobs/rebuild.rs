@@ -1,15 +1,21 @@
-//! A registry that was made anew learns again what lies on disk: each checkpoint says whose it is.
+//! A registry that was made anew learns again what lies on disk, and what the shims that run can tell.
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jobs::record::{Checkpoint, Origin};
 use jobs::registry::{OnDisk, Registry};
+use jobs::spool::Spool;
+use jobs::wire::{self, StatusAnswer, Target};
+use oci_bundles::archive;
 use serde::Deserialize;
+use tokio::time::timeout;
 
 use crate::context::Context;
-use crate::output;
+use crate::error::Error;
+use crate::{output, shim};
 
 /// The shim's manifest in the directory of a checkpoint.
 const MANIFEST: &str = "cedana.json";
@@ -17,11 +23,32 @@ const MANIFEST: &str = "cedana.json";
 /// A manifest has under 1 KiB, unless a thousand processes were stopped.
 const MANIFEST_BYTES_MAX: u64 = 64 << 10;
 
+/// Where in an archive the manifest is looked for: it stands before the memory, with what describes the processes.
+const WITHIN: u64 = 64 << 20;
+
 /// Checkpoints that are looked at. Whoever keeps more of them in one directory names the others by their paths.
 const CHECKPOINTS_MAX: usize = 10_000;
 
 /// Files of a checkpoint whose sizes are added up; CRIU makes some ten for each process.
 const FILES_MAX: usize = 100_000;
+
+/// The bundles of the usual containerd: a directory for each namespace, in it one for each container that has a task.
+const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task";
+
+/// The file of a bundle in which a shim says where it listens.
+const ADDRESS: &str = "address";
+
+/// The path of a Unix socket has 108 bytes at most.
+const ADDRESS_BYTES_MAX: u64 = 256;
+
+/// Containers whose shims are asked.
+const CONTAINERS_MAX: usize = 10_000;
+
+/// A shim answers within milliseconds; all of them together are not waited for longer than this.
+const SHIMS: Duration = Duration::from_secs(5);
+
+/// One of them.
+const SHIM: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Deserialize)]
 struct Manifest {
@@ -29,15 +56,76 @@ struct Manifest {
     origin: Option<Origin>,
 }
 
-/// Takes in the checkpoints of the default directory. What cannot be read is not there: the registry is only an index.
-pub fn take_in(registry: &mut Registry, context: &Context) {
+/// Takes in the checkpoints of the default directory, and jobs whose shims run while their records are gone. What cannot be read
+/// or asked is not there: the registry is only an index.
+///
+/// # Errors
+/// The registry is switched off.
+pub async fn take_in(registry: &mut Registry, context: &Context) -> Result<(), Error> {
     let found = look(context.checkpoint_dir());
-    if found.is_empty() {
-        return;
-    }
     if let Err(problem) = registry.rebuild_from(&found) {
         output::warning(&problem.to_string());
     }
+    let spool = context.spool()?;
+    let _too_many = timeout(SHIMS, ask_shims(&spool, Path::new(BUNDLES))).await;
+    Ok(())
+}
+
+/// Has the shims tell what they have published, where that is gone.
+async fn ask_shims(spool: &Spool, bundles: &Path) {
+    let published: Vec<_> = spool
+        .read_all()
+        .records
+        .into_iter()
+        .map(|(record, _)| record.key)
+        .collect();
+    for (namespace, id, socket) in running(bundles) {
+        if published
+            .iter()
+            .any(|key| key.namespace == namespace && key.id == id)
+        {
+            continue;
+        }
+        let target = Target { id };
+        // Most of those that do not answer so are other shims.
+        let asked = shim::call::<_, StatusAnswer>(&socket, wire::STATUS, &target, SHIM);
+        if let Ok(Ok(answer)) = timeout(SHIM, asked).await
+            && !matches!(spool.read(&answer.record.key), Ok(Some(_)))
+            && let Err(problem) = spool.publish(&answer.record)
+        {
+            output::warning(&format!("failed to register {}: {problem}", target.id));
+        }
+    }
+}
+
+/// Namespace, id and socket of the containers that have a shim.
+fn running(bundles: &Path) -> Vec<(String, String, PathBuf)> {
+    let entries = |dir: &Path| {
+        fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .collect::<Vec<_>>()
+    };
+    let name = |entry: &fs::DirEntry| entry.file_name().into_string().ok();
+    let mut found = Vec::new();
+    for namespace in entries(bundles) {
+        for bundle in entries(&namespace.path()) {
+            let text = small(&bundle.path().join(ADDRESS), ADDRESS_BYTES_MAX);
+            let text = text
+                .and_then(|bytes| String::from_utf8(bytes).ok())
+                .unwrap_or_default();
+            if let (Some(namespace), Some(id), Some(socket)) = (
+                name(&namespace),
+                name(&bundle),
+                text.trim().strip_prefix("unix://"),
+            ) && found.len() < CONTAINERS_MAX
+            {
+                found.push((namespace, id, PathBuf::from(socket)));
+            }
+        }
+    }
+    found
 }
 
 fn look(dir: &Path) -> Vec<OnDisk> {
@@ -57,7 +145,7 @@ fn on_disk(path: &Path) -> Option<OnDisk> {
         key: origin.key,
         name: origin.name,
         image: None,
-        bundle: std::path::PathBuf::new(),
+        bundle: PathBuf::new(),
         checkpoint: Checkpoint {
             id: origin.checkpoint,
             path: path.to_owned(),
@@ -68,25 +156,40 @@ fn on_disk(path: &Path) -> Option<OnDisk> {
     })
 }
 
-/// What the directory of a checkpoint says of where it comes from.
+/// What a checkpoint, a directory or an archive, says of where it comes from.
 pub fn origin(checkpoint: &Path) -> Option<Origin> {
-    let manifest = checkpoint.join(MANIFEST);
-    // A fifo of that name would hold us up for ever.
-    if !fs::symlink_metadata(&manifest).ok()?.is_file() {
+    let kind = fs::symlink_metadata(checkpoint).ok()?.file_type();
+    let text = if kind.is_dir() {
+        small(&checkpoint.join(MANIFEST), MANIFEST_BYTES_MAX)?
+    } else if kind.is_file() {
+        archive::read_file(checkpoint, Path::new(MANIFEST), MANIFEST_BYTES_MAX, WITHIN).ok()??
+    } else {
         return None;
-    }
-    let mut text = Vec::new();
-    let _bytes = File::open(manifest)
-        .ok()?
-        .take(MANIFEST_BYTES_MAX)
-        .read_to_end(&mut text)
-        .ok()?;
+    };
     serde_json::from_slice::<Manifest>(&text).ok()?.origin
 }
 
-fn size(dir: &Path) -> u64 {
-    let files = fs::read_dir(dir).into_iter().flatten().take(FILES_MAX).flatten();
-    files
+/// A small regular file. A fifo in its place would hold us up for ever.
+fn small(path: &Path, bytes_max: u64) -> Option<Vec<u8>> {
+    if !fs::symlink_metadata(path).ok()?.is_file() {
+        return None;
+    }
+    let mut text = Vec::new();
+    let _bytes = File::open(path)
+        .ok()?
+        .take(bytes_max)
+        .read_to_end(&mut text)
+        .ok()?;
+    Some(text)
+}
+
+fn size(path: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(path) else {
+        return fs::metadata(path).map_or(0, |file| file.len());
+    };
+    entries
+        .take(FILES_MAX)
+        .flatten()
         .filter_map(|file| file.metadata().ok())
         .filter(fs::Metadata::is_file)
         .map(|file| file.len())
@@ -114,13 +217,34 @@ mod tests {
             fs::write(dir.path().join(name).join(MANIFEST), text).expect("a file");
         }
         fs::write(mine.join("pages-1.img"), [0; 1000]).expect("a file");
-        let found = look(dir.path());
-        let [one] = found.as_slice() else {
-            panic!("{found:?}");
-        };
-        assert_eq!((one.key.id.as_str(), one.checkpoint.at), ("web", 7));
-        assert_eq!(one.checkpoint.path, mine);
-        assert!(one.checkpoint.size > 1000);
+        let packed = dir.path().join("packed.tar.gz");
+        let _packed = archive::pack(&mine, &packed, archive::Form::Gzip, &mut |_| {
+            std::ops::ControlFlow::Continue(())
+        })
+        .expect("packed");
+        let mut found = look(dir.path());
+        found.sort_by(|a, b| a.checkpoint.path.cmp(&b.checkpoint.path));
+        let paths: Vec<&Path> = found.iter().map(|one| one.checkpoint.path.as_path()).collect();
+        assert_eq!(paths, [mine, packed]);
+        for one in found {
+            assert_eq!((one.key.id.as_str(), one.checkpoint.at), ("web", 7));
+            assert!(one.checkpoint.size > 100, "{one:?}");
+        }
         assert!(look(&dir.path().join("nowhere")).is_empty());
+    }
+
+    #[test]
+    fn bundles_tell_where_their_shims_listen() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for (bundle, address) in [
+            ("default/web", "unix:///run/s/1"),
+            ("moby/db", "vsock:1"),
+            ("moby/old", ""),
+        ] {
+            fs::create_dir_all(dir.path().join(bundle)).expect("a directory");
+            fs::write(dir.path().join(bundle).join(ADDRESS), address).expect("a file");
+        }
+        let expected = ("default".to_owned(), "web".to_owned(), PathBuf::from("/run/s/1"));
+        assert_eq!(running(dir.path()), [expected]);
     }
 }
