@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
 use config::Tcp;
-use jobs::record::Origin;
+use jobs::record::{Key, Origin};
 use jobs::registry::Job;
 use jobs::wire::{DumpAnswer, DumpRequest};
 use serde::Serialize;
@@ -136,7 +136,7 @@ async fn dump(
             }
         }
     };
-    done.map_err(|error| explained(error, &partial.0.join(LOG), &origin.key.id, logs))?;
+    done.map_err(|error| explained(error, &partial.0.join(LOG), &origin.key, logs))?;
     if interrupted && !dump.exit {
         return Err(Error::new(
             Kind::Interrupted,
@@ -211,7 +211,7 @@ impl Drop for Partial {
 }
 
 /// What CRIU says instead of what containerd's shim makes of it, and where its log is.
-fn explained(error: Error, log: &Path, id: &str, logs: &Path) -> Error {
+fn explained(error: Error, log: &Path, key: &Key, logs: &Path) -> Error {
     if error.kind != Kind::Tool {
         return error;
     }
@@ -219,11 +219,13 @@ fn explained(error: Error, log: &Path, id: &str, logs: &Path) -> Error {
     let message = if said.is_empty() {
         error.message
     } else {
-        format!("failed to dump {id}: {said}")
+        format!("failed to dump container {}: {said}", key.id)
     };
     let error = Error::new(Kind::Tool, message);
-    let kept = logs.join(format!("{id}-dump.log"));
-    match fs::create_dir_all(logs).and_then(|()| fs::copy(log, &kept)) {
+    // Where our own shim keeps those of its containers.
+    let logs = logs.join(&key.namespace).join(&key.id);
+    let kept = logs.join(LOG);
+    match fs::create_dir_all(&logs).and_then(|()| fs::copy(log, &kept)) {
         Ok(_) => error.hint(format!("CRIU's log is {}", kept.display())),
         Err(_) => error,
     }
@@ -239,11 +241,13 @@ fn end_of(log: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The first errors of CRIU's log, which are the cause; the later ones are its giving up.
+/// The first errors of CRIU's log, which are the cause; the later ones are its giving up. That it cannot have more files open is
+/// none: it goes on.
 fn telling(log: &str) -> String {
     let errors = log
         .lines()
-        .filter_map(|line| line.split_once("Error ").map(|(_, said)| said.trim()));
+        .filter_map(|line| line.split_once("Error ").map(|(_, said)| said.trim()))
+        .filter(|said| !said.contains("RLIMIT_NOFILE"));
     errors.take(LINES_MAX).collect::<Vec<_>>().join("; ")
 }
 
@@ -300,7 +304,7 @@ mod tests {
             ("", ""),
             ("(00.01) all is well\n", ""),
             (
-                "(00.01) x\n(00.02) Error (criu/a.c:7): cannot\n(00.03) Error (criu/b.c:8): gave up\n",
+                "(00.01) x\n(00.02) Error (criu/a.c:7): cannot\n(00.02) Error (criu/util.c:1): RLIMIT_NOFILE\n(00.03) Error (criu/b.c:8): gave up\n",
                 "(criu/a.c:7): cannot; (criu/b.c:8): gave up",
             ),
         ] {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::commands::dump::criu_options;
 use crate::error::Error;
 
 /// Flags of a restore.
@@ -23,6 +24,9 @@ pub struct Flags {
     /// Do not compare the permissions of files with what they were at the dump
     #[arg(long)]
     skip_file_check: bool,
+    /// CRIU's options as JSON, by CRIU's names; they win over the flags
+    #[arg(long, value_name = "JSON")]
+    criu_opts: Option<String>,
     /// Taken from the checkpoint; accepted for scripts
     #[arg(long, hide = true)]
     file_locks: bool,
@@ -36,7 +40,10 @@ pub struct Flags {
 
 impl Flags {
     /// The settings that they are, by dotted names.
-    pub fn settings(&self) -> BTreeMap<String, String> {
+    ///
+    /// # Errors
+    /// Of CRIU's options there is one that is no setting.
+    pub fn settings(&self) -> Result<BTreeMap<String, String>, Error> {
         let tcp = match (self.tcp_established, self.tcp_close) {
             (true, _) => Some("established"),
             (_, true) => Some("close"),
@@ -46,10 +53,14 @@ impl Flags {
         let check = self
             .skip_file_check
             .then_some(("restore.skip-file-check", "true"));
-        let pairs = tcp.into_iter().chain(check);
-        pairs
+        let said = tcp.into_iter().chain(check);
+        let mut settings: BTreeMap<String, String> = said
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect()
+            .collect();
+        if let Some(text) = &self.criu_opts {
+            settings.extend(of_criu(text)?);
+        }
+        Ok(settings)
     }
 
     /// The file for the output as an absolute path, which is what a shim can use.
@@ -77,6 +88,21 @@ impl Flags {
     }
 }
 
+/// Options of CRIU's that a restore has settings for. The others are as the dump was, whose manifest has them.
+fn of_criu(text: &str) -> Result<BTreeMap<String, String>, Error> {
+    let options = criu_options::parse(text)?;
+    let of_restore = options
+        .settings
+        .into_iter()
+        .filter_map(|(name, value)| match name.as_str() {
+            "dump.tcp" => Some(("restore.tcp".to_owned(), value)),
+            "dump.timeout" => Some(("restore.timeout".to_owned(), value)),
+            "dump.network-lock" => Some(("restore.network-lock".to_owned(), value)),
+            _ => None,
+        });
+    Ok(of_restore.collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,7 +110,7 @@ mod tests {
     #[test]
     fn flags_are_settings() {
         let none = Flags::default();
-        assert!(none.settings().is_empty());
+        assert!(none.settings().expect("settings").is_empty());
         for (flags, expected) in [
             (
                 Flags {
@@ -107,8 +133,17 @@ mod tests {
                 },
                 "restore.skip-file-check=true",
             ),
+            (
+                Flags {
+                    tcp_established: true,
+                    criu_opts: Some(r#"{"tcp_close": true, "file_locks": true}"#.to_owned()),
+                    ..none.clone()
+                },
+                "restore.tcp=close",
+            ),
         ] {
-            let said: Vec<String> = flags.settings().iter().map(|(k, v)| format!("{k}={v}")).collect();
+            let settings = flags.settings().expect("settings");
+            let said: Vec<String> = settings.iter().map(|(k, v)| format!("{k}={v}")).collect();
             assert_eq!(said, [expected]);
         }
     }

@@ -68,7 +68,7 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
         spool: &spool,
         name: &id,
         checkpoint: images.directory(),
-        settings: args.flags.settings(),
+        settings: args.flags.settings()?,
     };
     let progress = Progress::start("Restoring", context.json);
     let pid = restore(&order, &engine, origin.as_ref(), args.flags.out()?.as_deref()).await?;

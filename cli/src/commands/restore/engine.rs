@@ -125,8 +125,12 @@ pub async fn by_containerd(
     }
     let placed = order.place()?;
     let undo = Undo { engine, id };
-    let interrupted =
-        || Error::new(Kind::Interrupted, format!("interrupted: {} is not restored", order.name));
+    let interrupted = || {
+        Error::new(
+            Kind::Interrupted,
+            format!("interrupted: {} is not restored", order.name),
+        )
+    };
     let created = tokio::select! {
         // Without a task of ours there is nothing to undo: one that is there is somebody else's.
         created = engine.create_task(container, &task) => created.map_err(|error| told(order, error))?,

@@ -55,7 +55,7 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
         spool: &spool,
         name: &job.name,
         checkpoint: images.directory(),
-        settings: args.flags.settings(),
+        settings: args.flags.settings()?,
     };
     let progress = Progress::start("Restoring", context.json);
     let pid = restore(&order, &job, out.as_deref()).await?;

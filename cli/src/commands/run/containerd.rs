@@ -129,9 +129,10 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
 /// Removes the log of an earlier job of that name: shims append.
 fn clear(log: &Path) -> Result<(), Error> {
     match std::fs::remove_file(log) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::failed(format!("failed to remove {}: {source}", log.display())))
-        }
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::failed(format!(
+            "failed to remove {}: {source}",
+            log.display()
+        ))),
         _ => Ok(()),
     }
 }
