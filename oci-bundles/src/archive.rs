@@ -19,17 +19,17 @@ pub mod form;
 mod crew;
 mod decode;
 mod encode;
-mod entry;
+pub(crate) mod entry;
 mod extended;
 mod frames;
-mod limits;
-mod pack;
+pub(crate) mod limits;
+pub(crate) mod pack;
 mod partial;
-mod place;
-mod reader;
+pub(crate) mod place;
+pub(crate) mod reader;
 mod tree;
-mod unpack;
-mod writer;
+pub(crate) mod unpack;
+pub(crate) mod writer;
 
 #[cfg(test)]
 mod hostile;

@@ -4,6 +4,7 @@
 //!  <bundle>/config.json --spec--> SpecView          (a few fields, never the whole specification)
 //!           config.json <--spec-- inject_annotations (everything else stays byte for byte)
 //!  Create.rootfs -------mounts--> <bundle>/rootfs    (undone when one of them fails)
+//!  overlay's upper <----rootfs--> rootfs-diff.tar     (the same)
 //!  <checkpoint>/ <----archive---> <checkpoint>.tar.zst (feature `archive`; not in the shim)
 //! ```
 //!
@@ -22,3 +23,5 @@ pub mod manifest;
 
 #[cfg(feature = "archive")]
 pub mod archive;
+#[cfg(feature = "archive")]
+pub mod rootfs;

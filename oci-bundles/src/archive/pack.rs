@@ -175,7 +175,7 @@ impl Packing<'_, '_> {
 }
 
 /// Tells of progress; an error if that gave up.
-pub(super) fn tell(on_progress: &mut OnProgress<'_>, progress: Progress) -> Result<(), ArchiveError> {
+pub(crate) fn tell(on_progress: &mut OnProgress<'_>, progress: Progress) -> Result<(), ArchiveError> {
     match on_progress(progress) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(ArchiveError::Cancelled),

@@ -2,8 +2,10 @@
 //!
 //! The kernel holds to that (`openat2`, Linux 5.6): no component of a path is a symlink, goes up or crosses a mount.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -75,6 +77,43 @@ impl Place {
         let to = self.parent(path)?;
         // Without AT_SYMLINK_FOLLOW a symlink gets a second name, and is not followed.
         linkat(from, name(first)?, to, name(path)?, AtFlags::empty())
+    }
+
+    /// The directory that a path is in, made if need be, and the path's last part.
+    pub fn split<'a>(&mut self, path: &'a Path) -> nix::Result<(&OwnedFd, &'a Path)> {
+        Ok((self.parent(path)?, name(path)?))
+    }
+
+    /// What is at a path, symlinks as themselves, for asking and naming only.
+    pub fn look(&self, path: &Path) -> nix::Result<OwnedFd> {
+        let at = match path.as_os_str().is_empty() {
+            true => Path::new("."),
+            false => path,
+        };
+        openat2(
+            &self.top,
+            at,
+            how(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC),
+        )
+    }
+
+    /// The names in a directory, sorted.
+    pub fn names(&self, path: &Path) -> nix::Result<Vec<OsString>> {
+        let at = match path.as_os_str().is_empty() {
+            true => Path::new("."),
+            false => path,
+        };
+        let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let mut dir = nix::dir::Dir::from_fd(openat2(&self.top, at, how(flags))?)?;
+        let mut names = Vec::new();
+        for entry in dir.iter() {
+            let name = entry?.file_name().to_bytes().to_vec();
+            if name != b"." && name != b".." {
+                names.push(OsString::from_vec(name));
+            }
+        }
+        names.sort();
+        Ok(names)
     }
 
     fn parent(&mut self, path: &Path) -> nix::Result<&OwnedFd> {

@@ -438,7 +438,7 @@ fn permissions(mode: u32) -> Mode {
 }
 
 /// Writes data at an offset without its zero pages; the bytes that were written.
-fn write_solid(file: &File, data: &[u8], at: u64) -> std::io::Result<u64> {
+pub(crate) fn write_solid(file: &File, data: &[u8], at: u64) -> std::io::Result<u64> {
     let mut written = 0;
     let mut start = 0;
     while start < data.len() {

@@ -38,7 +38,8 @@ impl<W: Write> Writer<W> {
         if self.rest != 0 {
             return Err(io::Error::other("the data of the entry before is not complete"));
         }
-        let map = entry.parts.as_deref().map(sparse_map).unwrap_or_default();
+        let map = entry.parts.as_deref().map(|parts| sparse_map(parts, entry.size));
+        let map = map.unwrap_or_default();
         let stored = entry.stored_bytes() + map.len() as u64;
         let mut header = Header::new_ustar();
         let mut records = Vec::new();
@@ -199,9 +200,12 @@ fn record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
 }
 
 /// The map of a sparse file, format 1.0, which stands before its data.
-fn sparse_map(parts: &[Span]) -> Vec<u8> {
-    let mut map = format!("{}\n", parts.len());
-    for part in parts {
+fn sparse_map(parts: &[Span], size: u64) -> Vec<u8> {
+    let end = parts.last().map_or(0, |part| part.at + part.len);
+    // A hole at the end is seen by GNU tar only if an empty part stands behind it.
+    let last = (end < size).then_some(Span { at: size, len: 0 });
+    let mut map = format!("{}\n", parts.len() + usize::from(last.is_some()));
+    for part in parts.iter().chain(&last) {
         map.push_str(&format!("{}\n{}\n", part.at, part.len));
     }
     let mut map = map.into_bytes();

@@ -1,0 +1,27 @@
+//! The writable layer of a container as a diff: what an overlay's upper directory has over the image, as a tar of an
+//! OCI layer, and such a tar put into an upper directory again.
+//!
+//! ```text
+//!  in the upper directory                          in the tar
+//!  a character device 0:0 called x            <->  an empty file .wh.x        (x is deleted)
+//!  a file x with the xattr overlay.whiteout    ->  the same
+//!  a directory with overlay.opaque = y        <->  .wh..wh..opq in it         (nothing of the image shows)
+//!  overlay's other xattrs                      ->  nothing: they speak of this machine's inodes
+//!  files, links, devices, fifos, xattrs       <->  themselves; holes stay holes
+//!  sockets                                     ->  nothing: whoever listened makes them anew
+//! ```
+//!
+//! Invariants:
+//! - neither direction follows a symlink or leaves the directory, whatever runs in the container meanwhile;
+//! - a diff is foreign input when it is applied: its devices are made only if the request allows, its `trusted.*`
+//!   xattrs never, since overlay takes orders from them;
+//! - a layer that cannot be told from its upper directory alone (`redirect_dir`, `metacopy`) is refused.
+
+pub mod apply;
+pub mod make;
+
+mod attributes;
+mod overlay;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,481 @@
+//! Diffs of real overlays, and diffs that somebody made to do harm.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom, Write};
+use std::ops::ControlFlow;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, lchown, symlink};
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MsFlags, mount};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+
+use super::apply::{Allowed, Applied, Device, apply};
+use super::attributes;
+use super::make::{Made, make};
+use crate::archive::entry::{Entry, Kind};
+use crate::archive::limits::Limits;
+use crate::archive::place::Place;
+use crate::archive::writer::Writer;
+use crate::archive::{ArchiveError, Progress};
+
+fn quiet(_: Progress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+#[expect(clippy::print_stderr, reason = "a test that does not run says so")]
+fn is_root(name: &str) -> bool {
+    let is_root = nix::unistd::geteuid().is_root();
+    if !is_root {
+        eprintln!("skipped {name}: no root");
+    }
+    is_root
+}
+
+/// Runs a test with a tmpfs at a directory, which only it sees. A tmpfs has what overlay needs of an upper one.
+fn on_tmpfs(test: impl FnOnce(&Path) + Send) {
+    let dir = tempfile::tempdir().unwrap();
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+            let none: Option<&str> = None;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+            mount(Some("test"), dir.path(), Some("tmpfs"), MsFlags::empty(), none).unwrap();
+            test(dir.path());
+        });
+        thread.join().unwrap();
+    });
+}
+
+/// Mounts an overlay of `lower` and an upper directory, made if need be.
+fn overlay(dir: &Path, upper: &str, options: &str) -> PathBuf {
+    let path = |name: &str| {
+        let path = dir.join(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    };
+    let (lower, work, merged) = (
+        path("lower"),
+        path(&format!("{upper}-work")),
+        path(&format!("{upper}-merged")),
+    );
+    let data = format!(
+        "lowerdir={},upperdir={},workdir={}{options}",
+        lower.display(),
+        path(upper).display(),
+        work.display()
+    );
+    mount(
+        Some("overlay"),
+        &merged,
+        Some("overlay"),
+        MsFlags::empty(),
+        Some(data.as_str()),
+    )
+    .unwrap();
+    merged
+}
+
+fn write(path: PathBuf, text: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+fn set_xattr(path: &Path, name: &str, value: &[u8]) {
+    attributes::set(&File::open(path).unwrap(), OsStr::new(name), value).unwrap();
+}
+
+/// What one can see of a tree: of each thing its name, type and mode, owner, time, links, device, content, attributes.
+fn seen(top: &Path) -> Vec<String> {
+    let mut all = Vec::new();
+    let place = Place::open(top).unwrap();
+    let mut paths = vec![PathBuf::new()];
+    while let Some(path) = paths.pop() {
+        let at = top.join(&path);
+        let meta = fs::symlink_metadata(&at).unwrap();
+        let content = match meta.file_type() {
+            kind if kind.is_file() => fs::read(&at).unwrap(),
+            kind if kind.is_symlink() => fs::read_link(&at).unwrap().into_os_string().into_encoded_bytes(),
+            _ => Vec::new(),
+        };
+        let mut xattrs = attributes::read(&place.look(&path).unwrap()).unwrap();
+        xattrs.retain(|(name, _)| super::overlay::travels(name));
+        // A merged directory's links and sizes say nothing.
+        let links = if meta.is_dir() { 0 } else { meta.nlink() };
+        all.push(format!(
+            "{path:?} {:o} {}:{} {}.{} {links} {} {} {xattrs:?}",
+            meta.mode(),
+            meta.uid(),
+            meta.gid(),
+            meta.mtime(),
+            meta.mtime_nsec(),
+            meta.rdev(),
+            blake3::hash(&content)
+        ));
+        if meta.is_dir() {
+            paths.extend(
+                place
+                    .names(&path)
+                    .unwrap()
+                    .into_iter()
+                    .map(|name| path.join(name)),
+            );
+        }
+    }
+    all.sort();
+    all
+}
+
+fn made(upper: &Path) -> (Made, Vec<u8>) {
+    make(upper, Vec::new(), &mut quiet).unwrap()
+}
+
+fn applied(diff: &[u8], upper: &Path, device: &dyn Fn(Device) -> bool) -> Result<Applied, ArchiveError> {
+    let limits = Limits::default();
+    fs::create_dir_all(upper).unwrap();
+    apply(
+        diff,
+        Path::new("rootfs-diff.tar"),
+        upper,
+        &Allowed { limits, device },
+        &mut quiet,
+    )
+}
+
+/// What a container does to its file system.
+fn live_in(merged: &Path) {
+    fs::remove_file(merged.join("etc/gone")).unwrap();
+    fs::remove_dir_all(merged.join("var/old")).unwrap();
+    fs::remove_dir_all(merged.join("var/anew")).unwrap();
+    write(merged.join("var/anew/only"), "this");
+    fs::set_permissions(merged.join("etc/kept"), fs::Permissions::from_mode(0o4711)).unwrap();
+    write(merged.join("a/b/c/new"), "new");
+    chown(merged.join("a/b"), Some(1000), Some(7)).unwrap();
+    fs::set_permissions(merged.join("a/b"), fs::Permissions::from_mode(0o1570)).unwrap();
+    fs::hard_link(merged.join("a/b/c/new"), merged.join("a/second")).unwrap();
+    fs::hard_link(merged.join("a/b/c/new"), merged.join("zz-third")).unwrap();
+    symlink("/etc/passwd", merged.join("a/link")).unwrap();
+    lchown(merged.join("a/link"), Some(5), Some(6)).unwrap();
+    symlink("n".repeat(300), merged.join(format!("{}-long", "l".repeat(150)))).unwrap();
+    nix::unistd::mkfifo(&merged.join("a/fifo"), Mode::from_bits_truncate(0o622)).unwrap();
+    let null = makedev(1, 3);
+    mknod(
+        &merged.join("a/null"),
+        SFlag::S_IFCHR,
+        Mode::from_bits_truncate(0o600),
+        null,
+    )
+    .unwrap();
+    mknod(
+        &merged.join("a/disk"),
+        SFlag::S_IFBLK,
+        Mode::from_bits_truncate(0o600),
+        makedev(259, 70000),
+    )
+    .unwrap();
+    set_xattr(
+        &merged.join("a/second"),
+        "user.key",
+        b"a value\n100 path=/etc/passwd\n\0\xff",
+    );
+    set_xattr(&merged.join("a/b"), "user.dir", b"");
+    // CAP_NET_RAW, permitted and effective, as `setcap` writes it.
+    let raw = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    write(merged.join("a/ping"), "binary");
+    chown(merged.join("a/ping"), Some(0), Some(1)).unwrap();
+    set_xattr(&merged.join("a/ping"), "security.capability", &raw);
+    let sparse = File::create(merged.join("a/sparse")).unwrap();
+    sparse.write_all_at(b"begin", 4096).unwrap();
+    sparse.write_all_at(b"end", 40 << 20).unwrap();
+    sparse.set_len(64 << 20).unwrap();
+    write(merged.join("a/empty"), "");
+    let _socket = std::os::unix::net::UnixListener::bind(merged.join("a/socket")).unwrap();
+    let time = std::time::SystemTime::UNIX_EPOCH - std::time::Duration::from_millis(1500);
+    let old = File::options().write(true).open(merged.join("a/empty")).unwrap();
+    old.set_modified(time).unwrap();
+}
+
+#[test]
+fn a_layer_comes_back_as_it_was() {
+    if !is_root("a_layer_comes_back_as_it_was") {
+        return;
+    }
+    on_tmpfs(|dir| {
+        for name in [
+            "etc/gone",
+            "etc/kept",
+            "etc/untouched",
+            "var/old/x",
+            "var/anew/hidden",
+        ] {
+            write(dir.join("lower").join(name), name);
+        }
+        let merged = overlay(dir, "upper", "");
+        live_in(&merged);
+        let (made, diff) = made(&dir.join("upper"));
+        assert_eq!(made.left_out, [PathBuf::from("a/socket")]);
+        assert_eq!(
+            made.deleted,
+            [PathBuf::from("etc/gone"), PathBuf::from("var/old")]
+        );
+        assert!(diff.len() < 1 << 20, "holes are not in it: {} bytes", diff.len());
+        let applied = applied(&diff, &dir.join("other"), &|_| true).unwrap();
+        assert!(applied.left_out.is_empty());
+        assert_eq!(applied.entries, made.entries);
+        let again = overlay(dir, "other", "");
+        fs::remove_file(merged.join("a/socket")).unwrap();
+        let (was, is) = (seen(&merged), seen(&again));
+        // Removing the socket has changed its directory's time.
+        let same = |lines: &[String]| -> Vec<String> {
+            let others = lines.iter().filter(|line| !line.starts_with("\"a\" "));
+            others.cloned().collect()
+        };
+        for (was, is) in same(&was).iter().zip(same(&is)) {
+            assert_eq!(*was, is);
+        }
+        assert_eq!(was.len(), is.len());
+        let blocks = fs::metadata(dir.join("other/a/sparse")).unwrap().blocks();
+        assert!(blocks * 512 < 1 << 20, "{blocks} blocks");
+        // And once more, over itself.
+        let _again = self::applied(&diff, &dir.join("other2"), &|_| true).unwrap();
+        let _again = self::applied(&diff, &dir.join("other2"), &|_| true).unwrap();
+        assert_eq!(
+            self::made(&dir.join("other2")).1.len(),
+            self::made(&dir.join("other")).1.len()
+        );
+    });
+}
+
+#[test]
+fn ordinary_tools_read_a_diff() {
+    if !is_root("ordinary_tools_read_a_diff") {
+        return;
+    }
+    on_tmpfs(|dir| {
+        write(dir.join("lower/etc/gone"), "");
+        write(dir.join("lower/etc/kept"), "");
+        write(dir.join("lower/var/old/x"), "");
+        write(dir.join("lower/var/anew/hidden"), "");
+        live_in(&overlay(dir, "upper", ""));
+        let (_, diff) = made(&dir.join("upper"));
+        fs::write(dir.join("diff"), &diff).unwrap();
+        fs::create_dir(dir.join("out")).unwrap();
+        let tar = std::process::Command::new("tar")
+            .args(["--xattrs", "--xattrs-include=*", "-xpf", "diff", "-C", "out"])
+            .current_dir(dir)
+            .output()
+            .unwrap();
+        assert!(tar.status.success(), "{}", String::from_utf8_lossy(&tar.stderr));
+        for name in ["etc/.wh.gone", "var/.wh.old", "var/anew/.wh..wh..opq"] {
+            assert_eq!(fs::read(dir.join("out").join(name)).unwrap(), b"", "{name}");
+        }
+        for name in ["a/second", "a/sparse", "a/null", "a/link", "a/empty"] {
+            let line = |top: &str| {
+                let wanted = format!("{:?} ", Path::new(name));
+                seen(&dir.join(top))
+                    .into_iter()
+                    .find(|line| line.starts_with(&wanted))
+            };
+            assert_eq!(line("out"), line("upper"), "{name}");
+        }
+    });
+}
+
+#[test]
+fn layers_that_need_the_ones_below_are_refused() {
+    if !is_root("layers_that_need_the_ones_below_are_refused") {
+        return;
+    }
+    on_tmpfs(|dir| {
+        write(dir.join("lower/dir/x"), "");
+        let merged = overlay(dir, "upper", ",redirect_dir=on,metacopy=off");
+        fs::rename(merged.join("dir"), merged.join("renamed")).unwrap();
+        let error = make(&dir.join("upper"), Vec::new(), &mut quiet).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("upper/renamed: it was renamed by overlay's redirect_dir"),
+            "{error}"
+        );
+        let merged = overlay(dir, "upper2", ",metacopy=on,redirect_dir=on");
+        fs::set_permissions(merged.join("dir/x"), fs::Permissions::from_mode(0o600)).unwrap();
+        let error = make(&dir.join("upper2"), Vec::new(), &mut quiet).unwrap_err();
+        assert!(
+            error.to_string().contains("x: its data is in a lower layer"),
+            "{error}"
+        );
+        write(dir.join("upper3/.wh.name"), "");
+        let error = make(&dir.join("upper3"), Vec::new(), &mut quiet).unwrap_err();
+        assert!(
+            error.to_string().contains("names that begin with .wh."),
+            "{error}"
+        );
+    });
+}
+
+fn file(path: &str) -> Entry {
+    Entry::new(path.into(), Kind::File, 0o644)
+}
+
+fn of_kind(path: &str, kind: Kind) -> Entry {
+    Entry::new(path.into(), kind, 0o644)
+}
+
+fn diff(entries: &[Entry]) -> Vec<u8> {
+    let mut writer = Writer::new(Vec::new());
+    for entry in entries {
+        writer.entry(entry).unwrap();
+    }
+    writer.finish().unwrap()
+}
+
+#[test]
+fn a_hostile_diff_reaches_nothing_outside() {
+    if !is_root("a_hostile_diff_reaches_nothing_outside") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path().join("outside/precious"), "as it was");
+    let out = |path: &str| Kind::Symlink(dir.path().join("outside").join(path));
+    let no_dir = "it goes through what is no directory";
+    for (entries, why) in [
+        (vec![of_kind("l", out("")), file("l/x")], no_dir),
+        (vec![of_kind("l", out("")), of_kind("l", Kind::Directory)], no_dir),
+        (vec![of_kind("l", out("")), file("l/.wh.precious")], no_dir),
+        (vec![of_kind("l", out("")), file("l/.wh..wh..opq")], no_dir),
+        (
+            vec![
+                of_kind("l", out("precious")),
+                of_kind("h", Kind::HardLink("l".into())),
+            ],
+            "a link to no file before it",
+        ),
+        (
+            vec![of_kind("h", Kind::HardLink("h".into()))],
+            "a link to no file before it",
+        ),
+        (
+            vec![file("f"), of_kind("f", Kind::HardLink("f".into()))],
+            "a link to no file before it",
+        ),
+        (vec![file(".wh..")], "a whiteout of an unknown kind"),
+        (vec![file("d/.wh...")], "a whiteout of an unknown kind"),
+        (vec![file(".wh..wh.plnk")], "a whiteout of an unknown kind"),
+        (
+            vec![of_kind(".wh.x", Kind::Directory)],
+            "a whiteout that is no file",
+        ),
+        (vec![file("d/f"), file("d")], "there is a directory in its place"),
+        (
+            vec![file("d/f"), file(".wh.d")],
+            "there is a directory in its place",
+        ),
+        (vec![file("f"), file("f/x")], no_dir),
+    ] {
+        let upper = dir.path().join("upper");
+        match applied(&diff(&entries), &upper, &|_| true) {
+            Err(ArchiveError::Refused { why: said, .. }) => assert_eq!(said, why, "{entries:?}"),
+            other => panic!("{entries:?}: {other:?}"),
+        }
+        fs::remove_dir_all(upper).unwrap();
+        assert_eq!(
+            fs::read(dir.path().join("outside/precious")).unwrap(),
+            b"as it was"
+        );
+        assert_eq!(fs::read_dir(dir.path().join("outside")).unwrap().count(), 1);
+    }
+    // A file that replaces a link replaces the link, and attributes of a link are its own.
+    let mut link = of_kind("l", out("precious"));
+    (link.uid, link.mode) = (7, 0o777);
+    let upper = dir.path().join("upper");
+    drop(applied(&diff(&[link.clone(), file("l")]), &upper, &|_| true).unwrap());
+    drop(applied(&diff(&[link]), &upper, &|_| true).unwrap());
+    let precious = fs::metadata(dir.path().join("outside/precious")).unwrap();
+    assert_eq!((precious.uid(), precious.len()), (0, 9));
+    assert_eq!(fs::symlink_metadata(upper.join("l")).unwrap().uid(), 7);
+}
+
+#[test]
+fn devices_and_orders_to_overlay_need_leave() {
+    if !is_root("devices_and_orders_to_overlay_need_leave") {
+        return;
+    }
+    on_tmpfs(|dir| {
+        let mut orders = of_kind("d", Kind::Directory);
+        for name in [
+            "trusted.overlay.redirect",
+            "user.overlay.redirect",
+            "security.selinux",
+        ] {
+            orders.xattrs.push((OsString::from(name), b"/etc".to_vec()));
+        }
+        orders.xattrs.push(("user.own".into(), b"kept".to_vec()));
+        let diff = diff(&[
+            orders,
+            of_kind("null", Kind::CharDevice(1, 3)),
+            of_kind("mem", Kind::CharDevice(1, 1)),
+            of_kind("sda", Kind::BlockDevice(8, 0)),
+            of_kind("sign", Kind::CharDevice(0, 0)),
+        ]);
+        let null = Device {
+            is_block: false,
+            major: 1,
+            minor: 3,
+        };
+        let upper = dir.join("upper");
+        let applied = applied(&diff, &upper, &|device| device == null || device.major == 0).unwrap();
+        assert_eq!(applied.left_out, ["mem", "sda", "sign"].map(PathBuf::from));
+        let there: Vec<_> = fs::read_dir(&upper)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(there.len(), 2, "{there:?}");
+        assert_eq!(fs::metadata(upper.join("null")).unwrap().rdev(), makedev(1, 3));
+        let fd = Place::open(&upper).unwrap().look(Path::new("d")).unwrap();
+        assert_eq!(
+            attributes::read(&fd).unwrap(),
+            [(OsString::from("user.own"), b"kept".to_vec())]
+        );
+    });
+}
+
+#[test]
+fn a_diff_is_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut large = file("large");
+    large.size = 5;
+    let mut writer = Writer::new(Vec::new());
+    writer.entry(&large).unwrap();
+    writer.data(b"12345").unwrap();
+    let diff = writer.finish().unwrap();
+    for (entries_max, bytes_max, what) in [(0, 9, "entries"), (1, 4, "bytes")] {
+        let limits = Limits {
+            entries_max,
+            bytes_max,
+            ..Limits::default()
+        };
+        let allowed = Allowed {
+            limits,
+            device: &|_| false,
+        };
+        let result = apply(&diff[..], Path::new("diff"), dir.path(), &allowed, &mut quiet);
+        assert!(
+            matches!(result, Err(ArchiveError::TooLarge { what: said, .. }) if said == what),
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn a_file_that_shrinks_fails_its_diff() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut file = File::create(dir.path().join("f")).unwrap();
+    file.write_all(&vec![1; 2 << 20]).unwrap();
+    let _end = file.seek(SeekFrom::Start(0)).unwrap();
+    let mut shrink = |_| {
+        file.set_len(0).unwrap();
+        ControlFlow::Continue(())
+    };
+    let error = make(dir.path(), Vec::new(), &mut shrink).unwrap_err();
+    assert!(error.to_string().contains("f: it shrank"), "{error}");
+}
