@@ -106,6 +106,8 @@ pub struct Call {
     pub is_hopeless: Option<fn(i32) -> bool>,
     /// When this is asked, runc is killed.
     pub cancel: Cancel,
+    /// It runs in a mount namespace of its own: [`spawn::own_mounts`].
+    pub own_mounts: bool,
 }
 
 impl Default for Call {
@@ -117,6 +119,7 @@ impl Default for Call {
             input: None,
             is_hopeless: None,
             cancel: Cancel::default(),
+            own_mounts: false,
         }
     }
 }
@@ -214,6 +217,9 @@ impl Runc {
             .envs(call.env.drain(..))
             .env_remove("NOTIFY_SOCKET");
         spawn::die_with_parent(&mut command);
+        if call.own_mounts {
+            spawn::own_mounts(&mut command);
+        }
         let output = if let Some([stdin, stdout, stderr]) = call.stdio.take() {
             let _ = command.stdin(stdin).stdout(stdout).stderr(stderr);
             None

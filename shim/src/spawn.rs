@@ -1,4 +1,4 @@
-//! What the shim's child processes inherit: descriptors, death signal, process group.
+//! What the shim's child processes inherit: descriptors, death signal, process group, mounts.
 //!
 //! Everything that runs between fork and exec is async-signal-safe:
 //! it makes system calls on values prepared before the fork, and allocates nothing.
@@ -77,6 +77,27 @@ pub fn die_with_parent(command: &mut Command) {
     };
     // SAFETY: the closure makes async-signal-safe system calls only, and allocates nothing.
     let _ = unsafe { command.pre_exec(ask) };
+}
+
+/// Gives the child a mount namespace of its own, which goes with it. What is mounted on the host meanwhile is seen there; what
+/// the child mounts and unmounts is not seen on the host.
+pub fn own_mounts(command: &mut Command) {
+    let unshare = || {
+        // SAFETY: two system calls on constants; both async-signal-safe.
+        unsafe {
+            if libc::unshare(libc::CLONE_NEWNS) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let none = std::ptr::null();
+            let flags = libc::MS_REC | libc::MS_SLAVE;
+            if libc::mount(none, c"/".as_ptr(), none, flags, std::ptr::null()) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes async-signal-safe system calls only, and allocates nothing.
+    let _ = unsafe { command.pre_exec(unshare) };
 }
 
 /// Keeps every descriptor from `first` on out of the child, also those that were inherited without close-on-exec.
@@ -246,6 +267,26 @@ mod tests {
         let mut command = shell(&script);
         seal_fds(&mut command, 4);
         assert_eq!(output(&mut command), "gone\n");
+    }
+
+    #[test]
+    fn what_a_child_mounts_is_its_own() {
+        if !nix::unistd::geteuid().is_root() {
+            let _ = std::io::Write::write_all(
+                &mut std::io::stderr(),
+                b"SKIP what_a_child_mounts_is_its_own: needs root\n",
+            );
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().display();
+        let mut command = shell(&format!(
+            "mount -t tmpfs x {place} && grep -c {place} /proc/self/mountinfo"
+        ));
+        own_mounts(&mut command);
+        assert_eq!(output(&mut command).trim(), "1");
+        let here = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!here.contains(&place.to_string()), "it is mounted here too");
     }
 
     #[test]

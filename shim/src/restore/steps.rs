@@ -157,6 +157,11 @@ impl Restoring {
             env: std::mem::take(&mut self.environment),
             deadline: self.deadline(),
             is_hopeless: Some(stray::has_lost_criu),
+            // Before it starts CRIU, runc binds the sources of the container's bind mounts, with all that is mounted below
+            // them, into the rootfs, and unmounts them lazily after it. Where the host's mounts are shared (systemd makes
+            // them so), that unmount reaches what is mounted below the sources themselves: with `/` as a volume, the host's
+            // /proc, /sys and /dev (seen with runc 1.3, also when the restore failed).
+            own_mounts: true,
             ..Call::default()
         };
         let result = self.runc.run(&args, call).await;
