@@ -2,11 +2,13 @@
 //!
 //! ```text
 //!  shim: publishes a record, one small file a container        cedana: takes the files in, and keeps what they forget
-//!        jobs.d/NAMESPACE@ID@xxxxxxxx.json  -----------------> jobs.db (SQLite, WAL)
-//!        (write, rename: no lock, no fsync)                     |
-//!        ^                                                      v
-//!        +------- pending restores: jobs.d/restore/… <------- ps | dump | restore | …
-//!                      ttrpc, wire: dump, restore, freeze …
+//!    /run/cedana/jobs.d/NAMESPACE@ID@xxxxxxxx.json  --------->  /var/lib/cedana/jobs.db (SQLite, WAL)
+//!        in memory; written, renamed: no lock, no fsync         ^   |
+//!    /var/lib/cedana/jobs.d/…: what was saved  -----------------+   |   outlives a reboot
+//!                                                                   v
+//!    /run/cedana/jobs.d/restore/…  <---- pending restores ---- ps | dump | restore | …
+//!        ^                                                              |
+//!        +---------- ttrpc, wire: dump, restore, freeze … --------------+
 //! ```
 //!
 //! Shims write files and not the database because a shim is a tax on every container: the library and its page cache would cost

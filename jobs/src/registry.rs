@@ -14,6 +14,7 @@ pub mod job;
 
 mod intake;
 mod opening;
+mod recovery;
 mod rows;
 mod store;
 mod warning;
@@ -35,10 +36,7 @@ use crate::spool::{self, Spool, SpoolError};
 use intake::Spools;
 use opening::Identity;
 use rows::{Kept, Row};
-use store::{Fault, Store, StoreError};
-
-/// Attempts to write what nobody else knows, of two seconds each: others write for milliseconds, but there may be many.
-const ATTEMPTS: usize = 5;
+use store::{Store, StoreError};
 
 const REBUILD: &str = "rebuild";
 
@@ -322,10 +320,10 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Broken`] only.
     pub fn unenriched(&mut self) -> Result<Vec<Key>, RegistryError> {
-        let (rows, _) = self.attempt(|store| store.read(rows::jobs))?;
+        let rows = self.attempt(|store| store.read(rows::unenriched))?;
         let wanted = rows
             .into_iter()
-            .filter(|row| !row.enriched && row.record.status != Status::Deleted);
+            .filter(|row| row.record.status != Status::Deleted);
         Ok(wanted.map(|row| row.record.key).collect())
     }
 
@@ -363,126 +361,6 @@ impl Registry {
             registry: self,
             warnings,
             is_new,
-        }
-    }
-
-    /// Does something with the database; when that fails, once more with what can be had instead of it.
-    fn attempt<T>(&mut self, act: impl Fn(&mut Store) -> Result<T, StoreError>) -> Result<T, RegistryError> {
-        self.follow();
-        let Some(store) = &mut self.store else {
-            return Err(RegistryError::Broken("no memory".to_owned()));
-        };
-        match act(store) {
-            Err(e) if self.file.is_some() => {
-                self.recover(&e);
-                let store = self
-                    .store
-                    .as_mut()
-                    .ok_or_else(|| RegistryError::Broken(e.to_string()))?;
-                Ok(act(store)?)
-            }
-            done => Ok(done?),
-        }
-    }
-
-    /// As [`Self::attempt`], but patient: what is to be written is known to nobody else.
-    fn insist<T>(&mut self, act: impl Fn(&mut Store) -> Result<T, StoreError>) -> Result<T, RegistryError> {
-        self.attempt(|store| {
-            let mut done = act(store);
-            for _ in 1..ATTEMPTS {
-                match &done {
-                    Err(e) if e.fault == Fault::Locked => done = act(store),
-                    _ => break,
-                }
-            }
-            done
-        })
-    }
-
-    /// Goes on with the database that is there, if it is another one than was opened: somebody has removed or replaced it.
-    fn follow(&mut self) {
-        if let Some(path) = self.file.clone()
-            && opening::identity(&path) != self.identity
-        {
-            self.reopen(&path, |directory| opening::open(&path, directory));
-        }
-    }
-
-    fn recover(&mut self, e: &StoreError) {
-        match self.file.clone() {
-            Some(path) if e.fault == Fault::Damaged => {
-                let damaged = self.identity;
-                self.reopen(&path, |directory| opening::repair(&path, directory, damaged));
-            }
-            _ => self.fall_back(e),
-        }
-    }
-
-    /// Opens the database again, with what can be read of the one that is open.
-    fn reopen(&mut self, path: &Path, open: impl Fn(&Path) -> Result<opening::Found, StoreError>) {
-        let salvaged = self.store.as_mut().map(Store::salvage).unwrap_or_default();
-        // Before that of another one is had: what SQLite does as it closes belongs to the old one.
-        self.store = None;
-        self.hold = None;
-        match open(Spool::beside(path).directory()) {
-            Ok(found) => self.take_found(path, found),
-            Err(e) => self.fall_back(&e),
-        }
-        self.fill(&salvaged);
-    }
-
-    fn take_found(&mut self, path: &Path, found: opening::Found) {
-        self.identity = found.identity;
-        if let Some(moved_to) = found.moved_to {
-            self.warnings.push(Warning::Damaged {
-                path: path.to_owned(),
-                moved_to,
-            });
-        }
-        self.store = Some(found.store);
-        self.hold = found.hold;
-    }
-
-    /// From here on in memory: with all that can be read of the database.
-    fn fall_back(&mut self, e: &StoreError) {
-        if let Some(path) = self.file.take() {
-            self.warnings.push(Warning::in_memory(path, e));
-        }
-        let salvaged = match e.fault {
-            // What a newer version has written, another one should not interpret.
-            Fault::Newer(_) => store::Salvaged::default(),
-            _ => self.store.as_mut().map(Store::salvage).unwrap_or_default(),
-        };
-        self.store = Store::in_memory().ok();
-        self.fill(&salvaged);
-    }
-
-    /// The spool has the rest, and the truth.
-    fn fill(&mut self, (jobs, checkpoints): &store::Salvaged) {
-        let Some(store) = &mut self.store else { return };
-        let filled = store.write(|db| {
-            // Without stamps: what is published is read anew, and wins.
-            jobs.iter().try_for_each(|row| {
-                rows::put_job(
-                    db,
-                    &Row {
-                        stamp: None,
-                        ..row.clone()
-                    },
-                )
-            })?;
-            checkpoints
-                .iter()
-                .try_for_each(|kept| rows::put_checkpoint(db, kept))
-        });
-        let spools = self.spools.clone();
-        let taken =
-            filled.and_then(|()| spools.map_or(Ok(Vec::new()), |spools| intake::take_in(store, &spools)));
-        match taken {
-            Ok(problems) => self.warnings.extend(Warning::of_problems(problems)),
-            Err(e) => self
-                .warnings
-                .push(Warning::in_memory(PathBuf::from(":memory:"), &e)),
         }
     }
 

@@ -156,6 +156,14 @@ pub(super) fn forget_stamps(transaction: &Transaction<'_>, files: &[String]) -> 
     Ok(())
 }
 
+/// The jobs of which no engine was asked yet.
+pub(super) fn unenriched(connection: &Connection) -> Result<Vec<Row>, StoreError> {
+    let mut statement =
+        connection.prepare_cached(&format!("SELECT {JOB_COLUMNS} FROM jobs WHERE enriched = 0"))?;
+    let rows = statement.query_map((), job)?;
+    Ok(rows.filter_map(Result::transpose).collect::<Result<_, _>>()?)
+}
+
 /// One job.
 pub(super) fn job_of(connection: &Connection, file: &str) -> Result<Option<Row>, StoreError> {
     let mut statement =
