@@ -138,6 +138,7 @@ fn each_form_has_its_name() -> Result<()> {
         ("gzip", ".tar.gz"),
         ("lz4", ".tar.lz4"),
         ("zlib", ".tar.zlib"),
+        ("zstd", ".tar.zst"),
     ] {
         let args = [
             "--leave-running",
@@ -152,7 +153,7 @@ fn each_form_has_its_name() -> Result<()> {
         assert_eq!(path, format!("{into}/{form}{suffix}"));
         assert_eq!(Path::new(&path).is_dir(), suffix.is_empty(), "{path}");
     }
-    assert_eq!(entries(&into)?.len(), 5, "nothing but the checkpoints is there");
+    assert_eq!(entries(&into)?.len(), 6, "nothing but the checkpoints is there");
     counter.goes_on()
 }
 
@@ -352,4 +353,26 @@ fn ctr_and_cedana_keep_the_same_books() -> Result<()> {
     let text = Cedana::new().says(&["checkpoints", &counter.job()])?;
     ensure!(text.contains(&images), "{text}");
     Ok(())
+}
+
+#[test]
+fn progress_is_shown_on_a_terminal() -> Result<()> {
+    need!(OurShim, "the shim's own service");
+    need!(Criu, "dumps");
+    let host = host()?;
+    let mut talker = Talker::run(&host, "shown", WORKLOAD, &["memory", MUCH_MEMORY_MIB], &[])?;
+    let into = dir(&host, "checkpoints")?;
+    let dump = ["dump", "job", "shown", "--leave-running", "--dir", &into];
+    let (code, shown) = Cedana::new().run_on_terminal(&[&dump[..], &["--compression", "tar"]].concat())?;
+    assert_eq!(code, 0, "{shown}");
+    for part in ["MiB", "/s", "save"] {
+        ensure!(shown.contains(part), "no {part:?} in {shown:?}");
+    }
+    let last = shown.lines().last().unwrap_or_default();
+    ensure!(
+        last.contains(&format!("Dumped to {into}/dump-containerd-shown-")),
+        "{last:?}"
+    );
+    assert_eq!(talker.check()?, 1);
+    talker.remove()
 }

@@ -404,8 +404,25 @@ fn completion_names_the_verbs_and_the_jobs() -> Result<()> {
     cedana.fails(&["completion", "cmd"], code::USAGE, "cmd")?;
     let script = host.dir().join("completion");
     std::fs::write(&script, cedana.says(&["completion", "bash"])?)?;
-    let said = run("bash", &["-n", &script.display().to_string()])?;
-    assert_eq!(said.code, 0, "{}", said.stderr);
+    let database = records.database().display();
+    for (words, expected) in [
+        ("cedana dump jo", "job"),
+        ("cedana dump job comp", "complete-me"),
+        ("cedana kill comp", "complete-me"),
+        ("cedana completion ba", "bash"),
+    ] {
+        // What bash does when the tab key is pressed after these words.
+        let pressed = format!(
+            "source {}; export CEDANA_DB_PATH={database}; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
+            _clap_complete_cedana cedana ${{COMP_WORDS[-1]}}; echo ${{COMPREPLY[@]}}",
+            script.display()
+        );
+        let said = run("bash", &["-c", &pressed])?.ok()?;
+        ensure!(
+            said.split_whitespace().any(|word| word == expected),
+            "{words}: {said}"
+        );
+    }
     Ok(())
 }
 

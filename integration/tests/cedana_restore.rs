@@ -139,7 +139,7 @@ fn an_older_checkpoint_and_every_form_are_restored_by_path() -> Result<()> {
     let counter = Counter::run(&host, "formed")?;
     let into = dir(&host)?;
     let mut kept = Vec::new();
-    for form in ["none", "tar", "gzip", "lz4", "zlib"] {
+    for form in ["none", "tar", "gzip", "lz4", "zlib", "zstd"] {
         let dumped = counter.seen()?;
         let args = ["formed", "--leave-running", "--dir", &into, "--compression", form];
         let path = cedana.dump(&args)?;
