@@ -124,7 +124,8 @@ fn promised(suite: &str, need: Need) -> bool {
         .any(|(name, needs)| *name == suite && needs.contains(&need))
 }
 
-fn is_there(need: Need) -> bool {
+/// Whether it is there, for a test that has something to say either way.
+pub fn is_there(need: Need) -> bool {
     match need {
         Need::OurShim => runtime() == OUR_RUNTIME,
         Need::Docker => runs("dockerd", "--version") && runs("docker", "--version"),
