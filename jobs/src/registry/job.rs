@@ -152,39 +152,32 @@ pub fn shown_id(id: &str) -> &str {
     }
 }
 
-/// Gives the jobs their shown names: plain where that is unique, else with the namespace, else with the id too. Jobs that are
-/// not listed leave the short names to the others.
+/// What a job may be called, the shortest first; the last is unique.
+const NAMES: [fn(&Job) -> String; 5] = [
+    |job| job.plain_name.clone(),
+    |job| format!("{}/{}", job.key.namespace, job.plain_name),
+    |job| format!("{}/{}", job.key.namespace, shown_id(&job.key.id)),
+    |job| format!("{}/{}", job.key.namespace, job.key.id),
+    Job::unique,
+];
+
+/// Gives the jobs their shown names, each the shortest that no other job has. Jobs that are not listed leave these to the others,
+/// and need not differ among themselves.
 pub(super) fn name_all(jobs: &mut [Job]) {
-    let mut plain: HashMap<&str, usize> = HashMap::new();
-    let mut qualified: HashMap<(&str, &str), usize> = HashMap::new();
-    for job in jobs.iter().filter(|job| job.is_listed(false)) {
-        *plain.entry(&job.plain_name).or_default() += 1;
-        *qualified
-            .entry((&job.key.namespace, &job.plain_name))
-            .or_default() += 1;
-    }
-    let names: Vec<String> = jobs
-        .iter()
-        .map(|job| {
+    let mut unnamed: Vec<&mut Job> = jobs.iter_mut().collect();
+    for name in NAMES {
+        let mut owners: HashMap<String, usize> = HashMap::new();
+        for job in unnamed.iter().filter(|job| job.is_listed(false)) {
+            *owners.entry(name(job)).or_default() += 1;
+        }
+        unnamed.retain_mut(|job| {
+            job.name = name(job);
             let own = usize::from(job.is_listed(false));
-            let namespace = job.key.namespace.as_str();
-            if plain
-                .get(job.plain_name.as_str())
-                .is_none_or(|count| *count == own)
-            {
-                job.plain_name.clone()
-            } else if qualified
-                .get(&(namespace, job.plain_name.as_str()))
-                .is_none_or(|count| *count == own)
-            {
-                format!("{namespace}/{}", job.plain_name)
-            } else {
-                format!("{namespace}/{}", shown_id(&job.key.id))
-            }
-        })
-        .collect();
-    for (job, name) in jobs.iter_mut().zip(names) {
-        job.name = name;
+            owners.get(&job.name).is_some_and(|count| *count > own)
+        });
+        if unnamed.is_empty() {
+            return;
+        }
     }
 }
 
@@ -232,6 +225,8 @@ mod tests {
     #[test]
     fn names_are_as_short_as_they_can_be() {
         let long = "ab".repeat(32);
+        let alike = format!("{}cd", "ab".repeat(31));
+        let (within_moby, also_within) = (format!("moby/{long}"), format!("moby/{alike}"));
         for (what, jobs, expected) in [
             ("alone", vec![job("default", "1", "web", true)], vec!["web"]),
             (
@@ -243,6 +238,15 @@ mod tests {
                 "twice in one",
                 vec![job("moby", "1", "web", true), job("moby", &long, "web", true)],
                 vec!["moby/1", "moby/abababababab"],
+            ),
+            (
+                "ids that begin alike",
+                vec![
+                    job("moby", &long, "web", true),
+                    job("moby", &alike, "web", true),
+                    job("moby", "3", "db", true),
+                ],
+                vec![within_moby.as_str(), also_within.as_str(), "db"],
             ),
             (
                 "one that is not listed",
