@@ -9,7 +9,7 @@ use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 use config::{Layers, resolve_layers};
 use jobs::record::{Checkpoint, Key, Status};
 use jobs::registry::find::find;
-use jobs::registry::{Adopted, FindError, Job, Registry, RegistryError};
+use jobs::registry::{Adopted, FindError, Job, Registry, RegistryError, Warning};
 
 use crate::context::Context;
 use crate::error::Error;
@@ -30,7 +30,7 @@ impl Jobs {
     /// wrong with it costs a warning.
     ///
     /// # Errors
-    /// It is switched off, or there is not even memory for one.
+    /// It is switched off, is not for this user, or there is not even memory for one.
     pub async fn open(context: &Context) -> Result<Self, Error> {
         let opened = Registry::open(context.database()?);
         let mut jobs = Self {
@@ -38,6 +38,9 @@ impl Jobs {
             all: Vec::new(),
         };
         for warning in opened.warnings {
+            if matches!(warning, Warning::Unusable { .. }) && !nix::unistd::geteuid().is_root() {
+                return Err(Error::failed(warning.to_string()).hint("run it as root"));
+            }
             output::warning(&warning.to_string());
         }
         if opened.is_new {

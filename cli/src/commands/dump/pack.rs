@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use config::Compression;
 use oci_bundles::archive::{self, ArchiveError, Form, Step};
 
+use super::interrupt::interrupted;
 use super::place::Place;
 use crate::context::Context;
 use crate::error::{Error, Kind};
@@ -65,7 +66,7 @@ pub async fn pack(place: &Place, progress: Arc<Progress>) -> Result<u64, Error> 
     let packed = loop {
         tokio::select! {
             packed = &mut work => break packed,
-            signal = tokio::signal::ctrl_c() => if signal.is_ok() { stop.store(true, Ordering::Relaxed) },
+            () = interrupted() => stop.store(true, Ordering::Relaxed),
         }
     };
     let packed = packed.map_err(|source| Error::failed(format!("failed to pack: {source}")))?;

@@ -11,11 +11,10 @@ use jobs::registry::Job;
 use jobs::wire::{self, DumpAnswer, DumpRequest, Empty, Target};
 use oci_bundles::archive::Form;
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::flags::Flags;
 use super::place::{self, Place};
-use super::{pack, watch};
+use super::{interrupt, pack, watch};
 use crate::commands::dump_containerd::foreign;
 use crate::context::Context;
 use crate::error::{Error, Kind};
@@ -103,7 +102,7 @@ async fn ask(record: &Record, request: &DumpRequest, progress: &Progress) -> Res
     let answer = shim::call(socket, wire::DUMP, request, ANSWER_MAX);
     let watch = watch::watch(socket, &request.id, progress);
     let cancel = async {
-        interrupted().await;
+        interrupt::interrupted().await;
         progress.say("taking it back");
         let target = Target {
             id: request.id.clone(),
@@ -116,21 +115,6 @@ async fn ask(record: &Record, request: &DumpRequest, progress: &Progress) -> Res
         answer = answer => answer,
         never = watch => match never {},
         never = cancel => match never {},
-    }
-}
-
-/// Ctrl+C, or a polite kill.
-async fn interrupted() {
-    let mut terminate = signal(SignalKind::terminate()).ok();
-    let terminated = async {
-        match &mut terminate {
-            Some(signal) => signal.recv().await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        pressed = tokio::signal::ctrl_c() => if pressed.is_err() { std::future::pending().await },
-        _ = terminated => {}
     }
 }
 
