@@ -270,3 +270,11 @@ pub struct Job {
     #[serde(flatten)]
     pub rest: serde_json::Map<String, Value>,
 }
+
+impl Job {
+    /// Its process lives, and is not frozen: the word is what the kernel says it is doing at this moment.
+    pub fn lives(&self) -> bool {
+        let words = ["running", "sleep", "blocked", "idle"];
+        self.pid.is_some() && words.contains(&self.status.as_str())
+    }
+}
