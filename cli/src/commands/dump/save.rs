@@ -127,7 +127,15 @@ fn told(job: &Job, error: ShimError) -> Error {
             format!("dump of job {} rolled back: it goes on", job.name),
         );
     }
-    error.while_trying_to(&format!("dump job {}", job.name))
+    split_log(error).while_trying_to(&format!("dump job {}", job.name))
+}
+
+/// Where CRIU's log is, which the shim says at the end, is a line of its own.
+fn split_log(error: Error) -> Error {
+    match error.message.split_once("; the log is ") {
+        Some((cause, log)) => Error::new(error.kind, cause).hint(format!("the log is {log}")),
+        None => error,
+    }
 }
 
 /// Waits until the init is gone, so that who lists the jobs next does not see it. The dump is complete in any case.
@@ -174,4 +182,25 @@ fn tell(
         });
     }
     output::line(&format!("Dumped to {}", place.path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_the_log_is_stands_on_a_line_of_its_own() {
+        for (said, message, hints) in [
+            (
+                "dump container g: no room; the log is /l; the container goes on",
+                "dump container g: no room",
+                &["the log is /l; the container goes on"][..],
+            ),
+            ("dump container g: no criu", "dump container g: no criu", &[]),
+        ] {
+            let error = split_log(Error::tool(said));
+            assert_eq!((error.message.as_str(), error.kind), (message, Kind::Tool));
+            assert_eq!(error.hints, hints);
+        }
+    }
 }
