@@ -54,13 +54,15 @@ struct Managed {
 /// # Errors
 /// There is no such container, it does not run, or another job has the name.
 pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
+    // Before anything that takes time, so that Ctrl+C means the same from the beginning on.
+    let mut interrupts = args.upcoming.then(upcoming::interrupts).transpose()?;
     let namespace = args.address.namespace();
     let engine = Containerd::connect(&args.address.socket(), &namespace).await?;
-    let task = if args.upcoming {
-        upcoming::wait(&engine, &args.id, args.timeout).await?
-    } else {
-        running(&engine, &args.id).await?
+    let task = match &mut interrupts {
+        Some(interrupts) => upcoming::wait(&engine, &args.id, args.timeout, interrupts).await?,
+        None => running(&engine, &args.id).await?,
     };
+    drop(interrupts);
     let key = args.address.key(&context.spool()?, &namespace, &args.id);
     let mut jobs = Jobs::open(context).await?;
     let job = adopt(&mut jobs, &engine, &key, &task, args.jid.as_deref()).await?;

@@ -1,54 +1,76 @@
 //! Events: what starts, as it starts.
 
+use std::fmt;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+
 use containerd_client::services::v1::SubscribeRequest;
-use containerd_client::tonic::Streaming;
+use containerd_client::tonic::{Request, Response, Status, Streaming};
 use containerd_client::types::Envelope;
 use prost_types::Any;
 
-use super::{CALL_LIMIT, Containerd, silent};
+use super::{Containerd, silent};
 use crate::error::Error;
 
 /// What containerd publishes when a container or a process of one has started.
 const START_TOPIC: &str = "/tasks/start";
 
-/// The starts of a namespace from the moment of the subscription on.
-#[derive(Debug)]
+/// A subscription that is being made.
+type Opening = Pin<Box<dyn Future<Output = Result<Response<Streaming<Envelope>>, Status>>>>;
+
+/// The starts of a namespace, from about the first call of [`Starts::next`] on.
 pub struct Starts {
-    stream: Streaming<Envelope>,
-    address: std::path::PathBuf,
+    address: PathBuf,
+    state: State,
+}
+
+enum State {
+    Opening(Opening),
+    Open(Streaming<Envelope>),
+}
+
+impl fmt::Debug for Starts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "starts by containerd at {}", self.address.display())
+    }
 }
 
 impl Containerd {
-    /// Subscribes to the starts of containers. Whoever waits for one subscribes first and looks afterwards, or misses it.
-    ///
-    /// # Errors
-    /// containerd does not answer.
-    pub async fn starts(&self) -> Result<Starts, Error> {
+    /// Subscribes to the starts of containers. containerd answers with the first event and not before, so nobody can know when
+    /// the subscription holds: whoever waits for a container that may be there looks for it afterwards, and again a moment later.
+    pub fn starts(&self) -> Starts {
         let filter = format!("topic==\"{START_TOPIC}\",namespace==\"{}\"", self.namespace());
         let message = SubscribeRequest {
             filters: vec![filter],
         };
-        // No limit in the request: it would end the stream.
-        let request = containerd_client::tonic::Request::new(message);
         let mut client = self.client.events();
-        let stream = self
-            .answer("subscribe to events", CALL_LIMIT, client.subscribe(request))
-            .await?;
-        Ok(Starts {
-            stream,
+        // No limit: it would end the stream.
+        let opening = async move { client.subscribe(Request::new(message)).await };
+        Starts {
             address: self.address().to_owned(),
-        })
+            state: State::Opening(Box::pin(opening)),
+        }
     }
 }
 
 impl Starts {
-    /// The id of the next container that starts; waits as long as it takes.
+    /// The id of the next container that starts; waits as long as it takes. Nothing is lost when the wait is given up.
     ///
     /// # Errors
     /// containerd went away.
     pub async fn next(&mut self) -> Result<String, Error> {
         loop {
-            match self.stream.message().await {
+            let stream = match &mut self.state {
+                State::Open(stream) => stream,
+                State::Opening(opening) => {
+                    let opened = opening.await;
+                    let stream = opened.map_err(|status| silent(&self.address, status.message()))?;
+                    self.state = State::Open(stream.into_inner());
+                    continue;
+                }
+            };
+            match stream.message().await {
                 Ok(Some(envelope)) => {
                     if let Some(id) = envelope.event.as_ref().and_then(started) {
                         return Ok(id);
