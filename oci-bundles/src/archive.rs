@@ -23,12 +23,13 @@ pub(crate) mod entry;
 mod extended;
 mod frames;
 pub(crate) mod limits;
+pub(crate) mod out;
 pub(crate) mod pack;
 mod partial;
 pub(crate) mod place;
 pub(crate) mod reader;
 mod tree;
-pub(crate) mod unpack;
+mod unpack;
 pub(crate) mod writer;
 
 #[cfg(test)]

@@ -177,9 +177,12 @@ mod tests {
         std::fs::write(outside.join("secret"), "").unwrap();
         std::os::unix::fs::symlink("../outside", top.join("up")).unwrap();
         std::os::unix::fs::symlink("../outside/new", top.join("dangling")).unwrap();
+        // What leads nowhere else is not followed either: two names for one place are a way to be fooled.
+        std::fs::create_dir(top.join("real")).unwrap();
+        std::os::unix::fs::symlink("real", top.join("alias")).unwrap();
         let mut place = Place::open(&top).unwrap();
         let mode = Mode::S_IRUSR;
-        for path in ["up/a", "../a", "a/../../b", "/a", "dangling", "up/x/y"] {
+        for path in ["up/a", "../a", "a/../../b", "/a", "dangling", "up/x/y", "alias/a"] {
             assert!(place.create_file(Path::new(path), mode).is_err(), "{path}");
             assert!(
                 place.create_symlink(Path::new(path), Path::new("t")).is_err(),

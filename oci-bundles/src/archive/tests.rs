@@ -337,3 +337,26 @@ fn on_small_disk(at: &Path, test: impl FnOnce() + Send) {
         thread.join().unwrap();
     });
 }
+
+#[test]
+fn what_is_read_back_must_be_what_was_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, archive) = (dir.path().join("from"), dir.path().join("a"));
+    checkpoint(&from);
+    let parts = pack(&from, &archive, Form::Tar, &mut quiet).unwrap().parts;
+    let read_back = |parts: &[Part]| unpack::read_back(&archive, Form::Tar, parts, &mut quiet);
+    assert!(read_back(&parts).is_ok());
+    assert!(read_back(&parts[1..]).is_err());
+    // One byte of the memory, which a tar has no checksum of.
+    let file = File::options().write(true).open(&archive).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"!", packed_len(&archive) - (3 << 20)).unwrap();
+    let error = read_back(&parts).unwrap_err().to_string();
+    assert!(
+        error.ends_with("not what was written: checkpoint/pages-1.img"),
+        "{error}"
+    );
+}
+
+fn packed_len(archive: &Path) -> u64 {
+    fs::metadata(archive).unwrap().len()
+}

@@ -2,28 +2,20 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::sys::stat::Mode;
-
 use super::decode::Decoder;
-use super::encode::is_zero;
 use super::entry::{Entry, Kind, Span, stays_inside};
 use super::form::{Form, detect};
 use super::limits::Limits;
+use super::out::{Out, Target, write_solid};
 use super::pack::{Part, tell};
 use super::partial::Partial;
-use super::place::Place;
 use super::reader::{ReadError, Reader};
 use super::{ArchiveError, OnProgress, Progress, Step};
 
 /// Bytes of a file that are read and written at once.
 const DATA_BYTES: usize = 256 << 10;
-
-/// The stretch of zeros, in bytes, that becomes a hole instead of data: a page, and a file system's block.
-const HOLE_BYTES: usize = 4096;
 
 /// What was unpacked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,14 +39,7 @@ pub fn unpack(
     let form = detect_file(archive)?;
     let partial = Partial::beside(dest)?;
     partial.create_dir()?;
-    let place =
-        Place::open(partial.path()).map_err(|error| ArchiveError::storage("open", partial.path(), error))?;
-    let mut out = Out {
-        dest,
-        place,
-        dirs: Vec::new(),
-        symlinks: Vec::new(),
-    };
+    let mut out = Out::new(partial.path(), dest)?;
     let mut passage = Passage::new(archive, form, Step::Unpack, limits, on_progress)?;
     passage.all(&mut Some(&mut out))?;
     let (bytes, parts) = (passage.bytes, passage.parts);
@@ -243,9 +228,7 @@ impl<'a, 'b> Passage<'a, 'b> {
                     return Err(self.refused(&entry, "a link to no file before it"));
                 };
                 if let Some(out) = out {
-                    out.made(self.archive, &entry, |place| {
-                        place.create_link(&entry.path, first)
-                    })?;
+                    out.link(self.archive, &entry, first)?;
                 }
                 if self.names.insert(entry.path.clone(), place).is_some() {
                     return Err(self.refused(&entry, "it is there twice"));
@@ -261,7 +244,7 @@ impl<'a, 'b> Passage<'a, 'b> {
             }
             Kind::Symlink(_) => {
                 if let Some(out) = out {
-                    out.symlinks.push(entry);
+                    out.symlink(entry);
                 }
                 Ok(())
             }
@@ -353,107 +336,4 @@ impl<'a, 'b> Passage<'a, 'b> {
     fn refused(&self, entry: &Entry, why: &'static str) -> ArchiveError {
         ReadError::refused(&entry.path, why).of(self.archive)
     }
-}
-
-/// A file that is being unpacked.
-struct Target {
-    file: File,
-    /// As it is to be called; for messages.
-    path: PathBuf,
-}
-
-impl Target {
-    fn failed(&self, error: std::io::Error) -> ArchiveError {
-        ArchiveError::storage("write", &self.path, error)
-    }
-}
-
-/// Where an archive goes.
-struct Out<'a> {
-    /// As it is to be called; for messages.
-    dest: &'a Path,
-    place: Place,
-    /// Directories get their modes at the end: one without write permission is filled before.
-    dirs: Vec<Entry>,
-    /// Symlinks are made at the end, so that there is none to follow while files are made.
-    symlinks: Vec<Entry>,
-}
-
-impl Out<'_> {
-    fn create(&mut self, archive: &Path, entry: &Entry) -> Result<Target, ArchiveError> {
-        let file = self.made(archive, entry, |place| {
-            place.create_file(&entry.path, permissions(entry.mode))
-        })?;
-        let path = self.dest.join(&entry.path);
-        Ok(Target { file, path })
-    }
-
-    fn directory(&mut self, archive: &Path, entry: Entry) -> Result<(), ArchiveError> {
-        self.made(archive, &entry, |place| place.create_dir(&entry.path))?;
-        // The top one stays private, whatever the archive says.
-        if !entry.path.as_os_str().is_empty() {
-            self.dirs.push(entry);
-        }
-        Ok(())
-    }
-
-    fn finish(&mut self, archive: &Path) -> Result<(), ArchiveError> {
-        for entry in std::mem::take(&mut self.symlinks) {
-            let Kind::Symlink(target) = &entry.kind else {
-                continue;
-            };
-            self.made(archive, &entry, |place| place.create_symlink(&entry.path, target))?;
-        }
-        for entry in std::mem::take(&mut self.dirs) {
-            let mode = permissions(entry.mode) | Mode::S_IRWXU;
-            self.made(archive, &entry, |place| place.set_dir_mode(&entry.path, mode))?;
-        }
-        Ok(())
-    }
-
-    /// Makes something; what the kernel refuses because of what came before in the archive is the archive's fault.
-    fn made<T>(
-        &mut self,
-        archive: &Path,
-        entry: &Entry,
-        make: impl FnOnce(&mut Place) -> nix::Result<T>,
-    ) -> Result<T, ArchiveError> {
-        make(&mut self.place).map_err(|error| {
-            let refused = |why| ReadError::refused(&entry.path, why).of(archive);
-            match error {
-                Errno::EEXIST => refused("it is there twice"),
-                Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV => {
-                    refused("it goes through what is no directory")
-                }
-                Errno::ENAMETOOLONG => refused("its name is too long"),
-                error => ArchiveError::storage("create", &self.dest.join(&entry.path), error),
-            }
-        })
-    }
-}
-
-/// The nine bits: who unpacks owns the files, and what they were set-id for is somebody else.
-fn permissions(mode: u32) -> Mode {
-    Mode::from_bits_truncate(mode & 0o777)
-}
-
-/// Writes data at an offset without its zero pages; the bytes that were written.
-pub(crate) fn write_solid(file: &File, data: &[u8], at: u64) -> std::io::Result<u64> {
-    let mut written = 0;
-    let mut start = 0;
-    while start < data.len() {
-        let rest = data.get(start..).unwrap_or_default();
-        let pages = |rest: &[u8], zero: bool| {
-            let run = rest.chunks(HOLE_BYTES).take_while(|page| is_zero(page) == zero);
-            run.map(<[u8]>::len).sum::<usize>()
-        };
-        let hole = pages(rest, true);
-        let rest = rest.get(hole..).unwrap_or_default();
-        let solid = pages(rest, false);
-        let begin = at + (start + hole) as u64;
-        file.write_all_at(rest.get(..solid).unwrap_or_default(), begin)?;
-        written += solid as u64;
-        start += hole + solid;
-    }
-    Ok(written)
 }

@@ -17,10 +17,10 @@ use super::attributes;
 use super::overlay::{Meaning, OPAQUE_XATTR, meaning, travels};
 use crate::archive::entry::{Entry, Kind, Span};
 use crate::archive::limits::Limits;
+use crate::archive::out::write_solid;
 use crate::archive::pack::tell;
 use crate::archive::place::Place;
 use crate::archive::reader::{ReadError, Reader};
-use crate::archive::unpack::write_solid;
 use crate::archive::{ArchiveError, OnProgress, Progress, Step};
 
 /// Bytes of a file that are read and written at once.
