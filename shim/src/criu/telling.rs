@@ -199,6 +199,8 @@ mod tests {
                 "file locks",
             ),
             ("Can't dump nested user namespace for 12", "nested namespace"),
+            ("Can't dump nested uts namespace for 12", "nested namespace"),
+            ("inet: Unsupported proto 262 for socket 80b3ab", "MPTCP"),
             ("page-xfer: Unable to spice data: No space left on device", "full"),
             ("cr_write_image: Can't write: No space left on device", "full"),
             ("Can't fork for 7: File exists", "pid"),

@@ -179,12 +179,12 @@ pub(super) const CAUSES: &[Cause] = &[
         "set the annotation cedana.dump.file-locks to true",
     ),
     cause(
-        &["nested user namespace"],
-        NESTED,
-        "stop what made it (a sandbox, a nested container)",
+        &["inet: Unsupported proto 262"],
+        "a process has an MPTCP socket, which CRIU cannot save",
+        "start the program with GODEBUG=multipathtcp=0 if it is written in Go (1.24 and later listen so); else switch MPTCP off in it",
     ),
     cause(
-        &["nested pid namespace"],
+        &["Can't dump nested", "namespace"],
         NESTED,
         "stop what made it (a sandbox, a nested container)",
     ),
