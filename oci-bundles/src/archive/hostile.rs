@@ -343,7 +343,7 @@ fn small_archives() -> Vec<(Form, Vec<u8>, Vec<Part>)> {
 #[test]
 fn an_archive_that_is_cut_is_never_taken() {
     for (form, bytes, parts) in small_archives() {
-        let mut lengths: Vec<usize> = (0..bytes.len()).step_by(bytes.len() / 60 + 1).collect();
+        let mut lengths: Vec<usize> = (0..bytes.len()).step_by(bytes.len() / 30 + 1).collect();
         lengths.extend(bytes.len().saturating_sub(40)..bytes.len());
         for len in lengths {
             if let Ok(unpacked) = try_unpack(&bytes[..len], &Limits::default()) {
@@ -366,7 +366,7 @@ fn a_changed_byte_is_noticed_or_changes_nothing() {
         if form == Form::Tar {
             continue;
         }
-        let mut places: Vec<usize> = (0..bytes.len()).step_by(bytes.len() / 200 + 1).collect();
+        let mut places: Vec<usize> = (0..bytes.len()).step_by(bytes.len() / 80 + 1).collect();
         places.extend(0..20);
         places.extend(bytes.len() - 40..bytes.len());
         for at in places {

@@ -83,6 +83,8 @@ fn every_form_comes_back_as_it_went() {
         let packed = pack(&from, &archive, form, &mut quiet).unwrap();
         assert_eq!(packed.bytes, fs::metadata(&archive).unwrap().len());
         assert_eq!(detect(&archive).unwrap(), form);
+        let index = frames::find_index(&File::open(&archive).unwrap()).unwrap();
+        assert_eq!(index.is_some(), form == Form::Zstd);
         let to = dir.path().join(format!("to-{form}"));
         let unpacked = unpack(&archive, &to, &Limits::default(), &mut quiet).unwrap();
         assert_eq!(unpacked.parts, packed.parts, "{form}");
