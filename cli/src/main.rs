@@ -25,10 +25,13 @@ mod shim;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use clap_complete::CompleteEnv;
 
 fn main() -> ExitCode {
     // Ends the process when a shell asks for the names that could come next.
-    clap_complete::CompleteEnv::with_factory(args::Cedana::command).complete();
+    CompleteEnv::with_factory(args::Cedana::command)
+        .var(commands::completion::ASKED_BY)
+        .complete();
     let cedana = args::Cedana::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let done = match runtime {

@@ -30,7 +30,7 @@ use tool::Places;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A job: whether it can be saved now; without one, whether this host can save containers
-    #[arg(value_name = "JOB")]
+    #[arg(value_name = "JOB", add = crate::jobs::completer())]
     job: Option<String>,
     /// Really try it: run, dump and restore a container made for this
     #[arg(long, conflicts_with = "job")]

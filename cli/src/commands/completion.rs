@@ -7,8 +7,8 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::output;
 
-/// The variable by which the shell's script asks the command for names.
-const ASKED_BY: &str = "COMPLETE";
+/// The variable by which the shell's script asks the command for names. It is nobody else's, and no setting.
+pub const ASKED_BY: &str = "_CEDANA_COMPLETE";
 
 /// Its arguments.
 #[derive(Debug, clap::Args)]
