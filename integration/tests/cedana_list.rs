@@ -227,3 +227,61 @@ fn completion_names_the_verbs_and_the_jobs() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn what_is_no_record_hides_none() -> Result<()> {
+    let host = Host::new()?;
+    let (records, cedana) = records(&host)?;
+    let own = Process::own()?;
+    records.publish("default", "good", &own, json!({}))?;
+    records.publish(
+        "default",
+        "newer",
+        &own,
+        json!({"schema": 99, "status": "of the future"}),
+    )?;
+    records.publish(
+        "default",
+        "strange",
+        &own,
+        json!({"key": {"engine": "/x", "namespace": "y", "id": "../../z"}}),
+    )?;
+    records.publish("default", "long", &own, json!({"name": "x".repeat(1 << 20)}))?;
+    let spool = records.spool();
+    std::fs::write(spool.join("default@noise@00000000.json"), [0xff, 0, 0x7b])?;
+    std::fs::write(spool.join("default@empty@00000000.json"), "")?;
+    std::fs::create_dir(spool.join("default@directory@00000000.json"))?;
+    std::os::unix::fs::symlink("/dev/zero", spool.join("default@endless@00000000.json"))?;
+    // Opening it to read waits for a writer who never comes.
+    nix::unistd::mkfifo(
+        &spool.join("default@fifo@00000000.json"),
+        nix::sys::stat::Mode::S_IRWXU,
+    )?;
+    for _call in 0..2 {
+        let said = cedana.run(&["ps", "--json"])?;
+        let jobs: Vec<integration::cedana::Job> = serde_json::from_str(&said.clone().ok()?)?;
+        let ids: Vec<&str> = jobs.iter().map(|job| job.id.as_str()).collect();
+        assert_eq!(ids, ["good"], "{said:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_name_cannot_paint_on_the_terminal() -> Result<()> {
+    let host = Host::new()?;
+    let (records, cedana) = records(&host)?;
+    let name = "evil\u{1b}[2J\nJOB";
+    records.publish(
+        "default",
+        "painted",
+        &Process::own()?,
+        json!({"name": name, "stdio": {
+        "stdin": "", "stdout": "file:///tmp/\u{1b}[31mred", "stderr": "", "terminal": false}}),
+    )?;
+    let text = cedana.says(&["ps"])?;
+    ensure!(
+        !text.contains('\u{1b}') && text.trim_end().lines().count() == 2,
+        "{text:?}"
+    );
+    Ok(())
+}
