@@ -60,6 +60,9 @@ struct Mount {
     device: String,
     root: String,
     point: String,
+    /// The peer group it is in, and the one it takes mounts from.
+    shared: Option<u32>,
+    master: Option<u32>,
     fstype: String,
 }
 
@@ -123,10 +126,10 @@ pub(super) fn look(pid: i32, bundle: Option<&Path>, findings: &mut Findings) {
                 "outside-mount",
                 Severity::Blocks,
                 format!(
-                    "{} ({}) was mounted after the container had started, and cannot be mounted again by a restore",
+                    "{} ({}) is mounted from outside and not in the container's configuration, so a restore cannot make it again",
                     mount.point, mount.fstype
                 ),
-                "unmount it, or put it into the container's configuration",
+                "unmount it, put it into the container's configuration, or make the volume that it is in rprivate",
             );
         }
     }
@@ -160,20 +163,22 @@ fn is_bind(mount: &Configured) -> bool {
 }
 
 /// The mounts that are neither the container's configuration nor made from what it has: of a file system that CRIU does
-/// not know, or a part of one whose root is not there.
+/// not know, a part of one whose root is not there, or such as take mounts from a group outside of the container.
 fn strange<'a>(mounts: &'a [Mount], configured: &HashSet<&str>) -> Vec<&'a Mount> {
     let whole: HashSet<&str> = mounts
         .iter()
         .filter(|mount| mount.root == "/" || mount.point == "/" || configured.contains(mount.point.as_str()))
         .map(|mount| mount.device.as_str())
         .collect();
+    let groups: HashSet<u32> = mounts.iter().filter_map(|mount| mount.shared).collect();
     mounts
         .iter()
         .filter(|mount| mount.point != "/" && !configured.contains(mount.point.as_str()))
         .filter(|mount| !mount.fstype.starts_with("cgroup"))
         .filter(|mount| {
             let known = KNOWN.contains(&mount.fstype.as_str());
-            !whole.contains(mount.device.as_str()) || (!known && mount.root == "/")
+            let is_fed = mount.master.is_some_and(|group| !groups.contains(&group));
+            is_fed || !whole.contains(mount.device.as_str()) || (!known && mount.root == "/")
         })
         .collect()
 }
@@ -225,12 +230,19 @@ fn parse(line: &str) -> Option<Mount> {
     let device = left.nth(1)?.to_owned();
     let root = left.next()?.to_owned();
     let point = left.next()?.to_owned();
+    let tags: Vec<&str> = left.collect();
+    let group = |name: &str| {
+        let tag = tags.iter().find_map(|tag| tag.strip_prefix(name));
+        tag.and_then(|number| number.parse().ok())
+    };
     let fstype = right.split(' ').next()?.to_owned();
     Some(Mount {
         id,
         device,
         root,
         point,
+        shared: group("shared:"),
+        master: group("master:"),
         fstype,
     })
 }
