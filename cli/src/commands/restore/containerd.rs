@@ -7,13 +7,14 @@ use jobs::record::{Key, Origin};
 use super::arguments::Flags;
 use super::engine::{by_containerd, by_nerdctl, is_ours};
 use super::images::Images;
-use super::job::{foreign, pod};
+use super::job::{bring_back, foreign, pod};
 use super::order::Order;
 use super::{Restored, copy, report};
 use crate::context::Context;
 use crate::engines::containerd::{Container, Containerd};
 use crate::engines::{Address, docker, nerdctl};
 use crate::error::Error;
+use crate::jobs::Jobs;
 use crate::output::progress::Progress;
 
 /// What containerd's CRI writes on containers of pods.
@@ -55,14 +56,21 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
         .address
         .namespace_or(origin.as_ref().map(|origin| origin.key.namespace.as_str()));
     let engine = Containerd::connect(&args.address.socket(), &namespace).await?;
-    if namespace == docker::NAMESPACE {
-        return Err(
-            Error::unsupported(format!("{id} is Docker's, which must start it"))
-                .hint("restore it as a job: cedana restore job NAME --path PATH"),
-        );
-    }
     let spool = context.spool()?;
     let key = args.address.key(&spool, &namespace, &id);
+    let is_of_docker = namespace == docker::NAMESPACE;
+    if (is_of_docker || engine.container(&id).await?.is_some())
+        && let Some(job) = Jobs::open(context).await?.of(&key)
+    {
+        return bring_back(job, &images, &args.path, &args.flags, context).await;
+    }
+    if is_of_docker {
+        return Err(
+            Error::unsupported(format!("{id} is Docker's, which must start it")).hint(
+                "containers of Docker are restored as the jobs they are: cedana restore job NAME --path PATH",
+            ),
+        );
+    }
     let order = Order {
         key: &key,
         spool: &spool,
@@ -99,26 +107,23 @@ async fn restore(
     }
 }
 
-/// Into a container that is there.
+/// Into a container that is there, and no job.
 async fn into(
     order: &Order<'_>,
     engine: &Containerd,
     container: &Container,
     out: Option<&Path>,
 ) -> Result<i32, Error> {
-    let known = order.published();
     if container.labels.contains_key(KUBERNETES_LABEL) {
         return Err(pod(order.name));
     }
     if container.labels.contains_key(nerdctl::NAME_LABEL) {
-        // Under runc's name it may have our shim too, which then has told of it.
-        if known.is_none() && !is_ours(&container.runtime) {
+        if !is_ours(&container.runtime) {
             return Err(foreign(order.name));
         }
         return by_nerdctl(order).await;
     }
-    let known = known.map(|record| record.stdio);
-    by_containerd(order, engine, container, known.as_ref(), out).await
+    by_containerd(order, engine, container, None, out).await
 }
 
 /// The container that the checkpoint is of, as a pattern for a new one.

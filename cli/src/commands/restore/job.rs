@@ -45,26 +45,45 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
         Some(path) => path,
         None => latest(&job)?,
     };
-    let out = args.flags.out()?;
-    refuse(&job, out.as_deref())?;
+    // Before an archive is unpacked, which takes its time.
+    refuse(&job, args.flags.out.as_deref())?;
     let images = Images::open(&path, context).await?;
     images.warn_unless_of(&job.key.id);
+    bring_back(&job, &images, &path, &args.flags, context).await
+}
+
+/// Restores a job that has ended, and says so.
+///
+/// # Errors
+/// It runs, its engine cannot, or the shim's words.
+pub async fn bring_back(
+    job: &Job,
+    images: &Images,
+    path: &Path,
+    flags: &Flags,
+    context: &Context,
+) -> Result<(), Error> {
+    if job.is_alive() {
+        return Err(running(&job.name, job.record.init.pid));
+    }
+    let out = flags.out()?;
+    refuse(job, out.as_deref())?;
     let spool = context.spool()?;
     let order = Order {
         key: &job.key,
         spool: &spool,
         name: &job.name,
         checkpoint: images.directory(),
-        settings: args.flags.settings()?,
+        settings: flags.settings()?,
     };
     let progress = Progress::start("Restoring", context.json);
-    let pid = restore(&order, &job, out.as_deref()).await?;
+    let pid = restore(&order, job, out.as_deref()).await?;
     drop(progress);
-    args.flags.write_pid(pid)?;
+    flags.write_pid(pid)?;
     let restored = Restored {
         job: job.name.clone(),
         pid,
-        checkpoint: path,
+        checkpoint: path.to_owned(),
     };
     report(&restored, context)
 }

@@ -49,11 +49,6 @@ impl Order<'_> {
         })
     }
 
-    /// What a shim has published of the container, if one has.
-    pub fn published(&self) -> Option<Record> {
-        self.spool.read(self.key).ok().flatten()
-    }
-
     /// What the shim says of the container now: it was restored, and from this checkpoint.
     ///
     /// # Errors

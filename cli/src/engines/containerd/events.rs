@@ -27,7 +27,7 @@ pub struct Starts {
 
 enum State {
     Opening(Opening),
-    Open(Streaming<Envelope>),
+    Open(Box<Streaming<Envelope>>),
 }
 
 impl fmt::Debug for Starts {
@@ -66,7 +66,7 @@ impl Starts {
                 State::Opening(opening) => {
                     let opened = opening.await;
                     let stream = opened.map_err(|status| silent(&self.address, status.message()))?;
-                    self.state = State::Open(stream.into_inner());
+                    self.state = State::Open(Box::new(stream.into_inner()));
                     continue;
                 }
             };
