@@ -76,6 +76,8 @@ pub struct Adopted {
     pub runtime: String,
     /// Its init.
     pub init: Process,
+    /// Its streams.
+    pub stdio: Stdio,
     /// Its bundle.
     pub bundle: PathBuf,
 }
@@ -271,6 +273,7 @@ impl Registry {
                 ..Shim::default()
             },
             init: adopted.init.clone(),
+            stdio: adopted.stdio.clone(),
             status: Status::Running,
             created: now,
             changed: now,

@@ -103,6 +103,7 @@ fn command(place: &Path, number: usize) {
             image: None,
             runtime: "io.containerd.runc.v2".to_owned(),
             init: liveness::own().unwrap(),
+            stdio: Stdio::default(),
             bundle: PathBuf::new(),
         };
         registry.adopt(&adopted).unwrap();

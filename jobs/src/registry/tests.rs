@@ -215,6 +215,10 @@ fn an_adopted_container_is_a_job_until_our_shim_has_it() {
         image: None,
         runtime: "io.containerd.runc.v2".to_owned(),
         init: liveness::own().unwrap(),
+        stdio: Stdio {
+            stdout: "file:///log".to_owned(),
+            ..Stdio::default()
+        },
         bundle: "/run/bundle".into(),
     };
     registry.adopt(&adopted).unwrap();
@@ -226,6 +230,7 @@ fn an_adopted_container_is_a_job_until_our_shim_has_it() {
     registry.refresh().unwrap();
     let job = registry.find("mine", None).unwrap();
     assert!(job.managed && job.is_alive());
+    assert_eq!(job.record.stdio.stdout, "file:///log");
 
     let now = now_ms() + 1;
     fixture.publish(&Record {
@@ -234,7 +239,8 @@ fn an_adopted_container_is_a_job_until_our_shim_has_it() {
         ..record("web", Status::Running)
     });
     registry.refresh().unwrap();
-    assert!(!registry.find("web", None).unwrap().managed);
+    let job = registry.find("mine", None).unwrap();
+    assert!(!job.managed, "it keeps the name it was given");
 }
 
 #[test]

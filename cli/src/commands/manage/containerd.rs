@@ -134,6 +134,7 @@ pub async fn adopt(
         image: Some(container.image).filter(|image| !image.is_empty()),
         runtime: container.runtime,
         init: liveness::of(task.pid).map_err(|_| gone())?,
+        stdio: task.streams.clone().into(),
         bundle: Path::new(BUNDLES).join(&key.namespace).join(&key.id),
     };
     jobs.adopt(&adopted)?;

@@ -160,12 +160,7 @@ fn streams(
     known: Option<&Stdio>,
     out: Option<&Path>,
 ) -> Result<Streams, Error> {
-    let of_task = old.map(|task| Stdio {
-        stdin: task.streams.stdin.clone(),
-        stdout: task.streams.stdout.clone(),
-        stderr: task.streams.stderr.clone(),
-        terminal: task.streams.terminal,
-    });
+    let of_task = old.map(|task| Stdio::from(task.streams.clone()));
     let before = of_task
         .as_ref()
         .or(known)

@@ -7,6 +7,7 @@ use containerd_client::services::v1::{
     ResumeTaskRequest, StartRequest, WaitRequest,
 };
 use containerd_client::types::v1::{Process, Status};
+use jobs::record::Stdio;
 use prost::Message;
 use prost_types::Any;
 
@@ -57,6 +58,17 @@ pub struct Streams {
     pub stderr: String,
     /// They are a terminal.
     pub terminal: bool,
+}
+
+impl From<Streams> for Stdio {
+    fn from(streams: Streams) -> Self {
+        Self {
+            stdin: streams.stdin,
+            stdout: streams.stdout,
+            stderr: streams.stderr,
+            terminal: streams.terminal,
+        }
+    }
 }
 
 /// A task that is to be made.
