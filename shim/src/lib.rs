@@ -18,7 +18,7 @@
 //! Invariants:
 //! - one task owns a container; handlers enqueue and wait, and a dropped connection interrupts nothing;
 //! - no lock is held across an await or a run of runc (the reaper's is, for the instant of a spawn: an exit cannot be missed);
-//! - unsafe code is in four small files: spawn, signals, stdio/descriptor, criu/lock;
+//! - unsafe code is in five small files: spawn, signals, stdio/descriptor, criu/lock, worker/pages/uffd;
 //! - nothing here waits without a deadline except `Wait`, whose whole point it is;
 //! - the shim's stdout is a protocol (the address), so nothing in this crate prints.
 
@@ -56,5 +56,6 @@ pub mod phases;
 pub mod preflight;
 pub mod progress;
 pub mod restore;
+pub mod worker;
 
 pub mod error;

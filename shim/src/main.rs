@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use shim::args::{Action, Args, Environment};
 use shim::restore::loopback;
-use shim::{bootstrap, delete, info, preflight, serve, start};
+use shim::{bootstrap, delete, info, preflight, serve, start, worker};
 
 fn main() -> ExitCode {
     match run() {
@@ -27,6 +27,9 @@ fn main() -> ExitCode {
 fn run() -> Result<Vec<u8>, Box<dyn Error>> {
     if let Some(raised) = loopback::run_as_script() {
         return Ok(raised.map(|()| Vec::new())?);
+    }
+    if let Some(ended) = worker::run_as_worker(env::args_os().skip(1)) {
+        return ended.map(|()| Vec::new());
     }
     let args = Args::parse(env::args_os().skip(1))?;
     let environment = Environment::read();

@@ -33,9 +33,9 @@ const PROCESSES_MAX: usize = 64 * 1024;
 const FILES_MAX: usize = 1 << 20;
 
 /// What every image but the inventory begins with.
-const COMMON_MAGIC: u32 = 0x5456_4319;
+pub(crate) const COMMON_MAGIC: u32 = 0x5456_4319;
 const INVENTORY_MAGIC: u32 = 0x5831_3116;
-const PSTREE_MAGIC: u32 = 0x5027_3030;
+pub(crate) const PSTREE_MAGIC: u32 = 0x5027_3030;
 const CORE_MAGIC: u32 = 0x5505_3847;
 
 /// CRIU's `TASK_STOPPED`: stopped by a signal when it was dumped.
@@ -143,7 +143,8 @@ fn task_state(image: &[u8]) -> Option<u64> {
     number(message(record(&mut image.get(8..)?)?, 3)?, 1)
 }
 
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
+/// The little-endian number at this place.
+pub(crate) fn word(bytes: &[u8], at: usize) -> Option<u32> {
     bytes
         .get(at..at.checked_add(4)?)?
         .try_into()
@@ -152,7 +153,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 /// Takes the first record; none if it is cut short.
-fn record<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+pub(crate) fn record<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
     let length = usize::try_from(word(bytes, 0)?).ok()?;
     let (record, rest) = bytes.get(4..)?.split_at_checked(length)?;
     *bytes = rest;
@@ -166,7 +167,8 @@ enum Field<'a> {
     Other,
 }
 
-fn number(message: &[u8], wanted: u64) -> Option<u64> {
+/// The first field of that number, if it is one.
+pub(crate) fn number(message: &[u8], wanted: u64) -> Option<u64> {
     find(message, wanted).and_then(|field| match field {
         Field::Number(value) => Some(value),
         _ => None,

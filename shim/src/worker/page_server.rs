@@ -1,0 +1,179 @@
+//! The shim's side of a server of pages: starts it, keeps copies of its descriptors, and knows how it ended.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixDatagram as StdDatagram;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::unistd::Pid;
+use thiserror::Error;
+use tokio::io::Interest;
+use tokio::net::UnixDatagram;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::pages::{Word, hear};
+use super::{SERVE_PAGES, WORKER};
+use crate::reap::{Child, ExitWatch, Reaper};
+use crate::spawn;
+
+/// It reads a list of every process' memory before it listens: milliseconds, for the largest some hundreds.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Why there is no server.
+#[derive(Debug, Error)]
+pub enum PageServerError {
+    /// It cannot be started.
+    #[error("start a server of pages: {0}")]
+    Start(#[source] io::Error),
+    /// It ended, or said something else, before it listened.
+    #[error("start a server of pages: {0}")]
+    Ended(String),
+    /// It does not come up.
+    #[error("start a server of pages: it does not listen after {} s", START_DEADLINE.as_secs())]
+    TimedOut,
+}
+
+/// What came of starting one.
+#[derive(Debug)]
+pub enum Started {
+    /// It listens: CRIU may be started.
+    Serving(Filling),
+    /// These images have to be restored at once, for this reason.
+    Unsuitable(String),
+}
+
+/// Memory that is being filled. The kernel takes what is missing for zero as soon as the last copy of a descriptor is closed:
+/// as long as one clone of this lives, none is.
+#[derive(Debug, Clone)]
+pub struct Filling {
+    pid: i32,
+    exit: ExitWatch,
+    end: watch::Receiver<Option<End>>,
+}
+
+/// How it ended: bytes that were filled, or why not all were.
+pub type End = Result<u64, String>;
+
+impl Filling {
+    /// Waits until all memory is there, or never will be. The server ends when its processes do, and when it is told to.
+    ///
+    /// # Errors
+    /// Why memory is still missing. Whoever touches it waits for ever.
+    pub async fn end(&self) -> End {
+        let mut end = self.end.clone();
+        let lost = || Err("the server of pages was lost".to_owned());
+        match end.wait_for(Option::is_some).await {
+            Ok(end) => end.clone().unwrap_or_else(lost),
+            Err(_) => lost(),
+        }
+    }
+
+    /// Whether there is still something to wait for.
+    pub fn is_under_way(&self) -> bool {
+        self.end.borrow().is_none()
+    }
+
+    /// Ends it, for a restore that has failed: there must be no process left that it serves.
+    pub async fn stop(&self) {
+        if self.exit.now().is_none() {
+            // Not reaped yet, so the pid is still its own.
+            let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
+        }
+        let _ = self.exit.wait().await;
+    }
+}
+
+/// Starts a server for these images, which CRIU will find in its working directory.
+///
+/// # Errors
+/// [`PageServerError`]; nothing is left of it then.
+pub async fn start(reaper: &Arc<Reaper>, images: &Path, work: &Path) -> Result<Started, PageServerError> {
+    let (ours, theirs) = pair().map_err(PageServerError::Start)?;
+    let mut command = Command::new("/proc/self/exe");
+    let _ = command
+        .args([WORKER, SERVE_PAGES])
+        .arg("-images")
+        .arg(images)
+        .arg("-work")
+        .arg(work)
+        .env_clear()
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    // What the shim holds open must not stay so for the server's sake.
+    spawn::seal_fds(&mut command, 3);
+    let child = reaper.spawn(&mut command).map_err(PageServerError::Start)?;
+    drop(command);
+    let first = async {
+        let heard = next(&ours).await.map_err(PageServerError::Start)?;
+        match heard {
+            Some((Word::Listening, _)) => Ok(None),
+            Some((Word::Unsuitable(reason), _)) => Ok(Some(reason)),
+            Some((word, _)) => Err(PageServerError::Ended(word.to_string())),
+            None => Err(PageServerError::Ended("it ended at once".to_owned())),
+        }
+    };
+    let first = timeout(START_DEADLINE, first).await;
+    match first.unwrap_or(Err(PageServerError::TimedOut)) {
+        Ok(None) => Ok(Started::Serving(follow(child, ours))),
+        Ok(Some(reason)) => Ok(Started::Unsuitable(reason)),
+        Err(error) => {
+            let _ = kill(Pid::from_raw(child.pid), Signal::SIGKILL);
+            let _ = child.exit.wait().await;
+            Err(error)
+        }
+    }
+}
+
+fn pair() -> io::Result<(UnixDatagram, OwnedFd)> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    // Packets, and a hang-up that both ends see.
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+    let ours = StdDatagram::from(ours);
+    ours.set_nonblocking(true)?;
+    Ok((UnixDatagram::from_std(ours)?, theirs))
+}
+
+async fn next(socket: &UnixDatagram) -> io::Result<Option<(Word, Option<OwnedFd>)>> {
+    socket.async_io(Interest::READABLE, || hear(socket.as_fd())).await
+}
+
+fn follow(child: Child, socket: UnixDatagram) -> Filling {
+    let (sender, end) = watch::channel(None);
+    let exit = child.exit.clone();
+    drop(tokio::spawn(async move {
+        let mut kept = HashMap::new();
+        let mut last = None;
+        while let Ok(Some((word, descriptor))) = next(&socket).await {
+            match (word, descriptor) {
+                (Word::Keep(number), Some(descriptor)) => drop(kept.insert(number, descriptor)),
+                (Word::Forget(number), _) => drop(kept.remove(&number)),
+                (word, _) => last = Some(word),
+            }
+        }
+        let exit = exit.wait().await;
+        let ended = match last {
+            Some(Word::Filled(bytes)) => Ok(bytes),
+            Some(Word::Failed(reason)) => Err(reason),
+            _ => Err(format!("the server of pages ended with status {}", exit.status)),
+        };
+        if ended.is_ok() {
+            kept.clear();
+        }
+        drop(sender.send_replace(Some(ended)));
+        // Until nobody is left who has to act on the failure before the memory turns to zeros.
+        sender.closed().await;
+    }));
+    Filling {
+        pid: child.pid,
+        exit: child.exit,
+        end,
+    }
+}
