@@ -211,11 +211,14 @@ fn what_criu_refuses_is_told_and_changes_nothing() -> Result<()> {
     );
     assert_eq!(talker.status()?, Status::Running);
     talker.check()?;
-    let text = cedana.says(&["job", "inspect", "ghostly"])?;
-    ensure!(
-        text.contains("ghost file"),
-        "the last error is remembered: {text}"
-    );
+    let job: Value = cedana.json(&["job", "inspect", "ghostly"])?;
+    let last = |field: &str| {
+        job.pointer(&format!("/last/{field}"))
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    };
+    assert_eq!((last("verb"), last("phase")), ("dump", "save"), "{job}");
+    ensure!(last("error").contains("ghost file"), "{job}");
     talker.ask("drop")?;
     cedana.dump(&["ghostly", "--dir", &into, "--leave-running"])?;
     talker.check()?;

@@ -1,0 +1,199 @@
+//! Dumps of containers with much memory, whose pages a worker takes: what comes back, and what becomes of a container when
+//! something fails on the way.
+#![expect(
+    unused_results,
+    reason = "a test acts through calls, and compares only the answers it is about"
+)]
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use integration::by_ctr::Talker;
+use integration::container::{Container, refused};
+use integration::host::Host;
+use integration::leftovers::command_line;
+use integration::messages::Status;
+use integration::need;
+use integration::shim_api::call_job;
+use integration::stdio::eventually;
+use integration::task_api::Answer;
+use integration::workload::Workload;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
+const SOON: Duration = Duration::from_secs(20);
+
+/// Enough for a worker, and for a test to meet it at work.
+const MEMORY_MIB: &str = "300";
+
+struct Bed {
+    host: Host,
+    id: &'static str,
+}
+
+impl Bed {
+    fn new(id: &'static str) -> Result<Self> {
+        let host = Host::new()?;
+        let _image = host.load_image()?;
+        Ok(Self { host, id })
+    }
+
+    fn run(&self) -> Result<Talker<'_>> {
+        Talker::run(&self.host, self.id, WORKLOAD, &["memory", MEMORY_MIB], &[])
+    }
+
+    fn container(&self) -> Container {
+        self.host.known(self.id, Workload::forever())
+    }
+
+    fn socket(&self) -> Result<PathBuf> {
+        self.container().shim_socket().context("find the shim's socket")
+    }
+
+    fn dump(&self, path: &Path, leave_running: bool) -> Result<Answer<Value>> {
+        let request = json!({ "id": self.id, "path": path, "leave_running": leave_running });
+        Ok(call_job(&self.socket()?, "Dump", &request))
+    }
+
+    /// The worker that takes the pages, once it does.
+    fn worker(&self) -> Result<Pid> {
+        let shim = self.container().shim_pid()?;
+        let mut found = None;
+        eventually("a worker takes pages", SOON, || {
+            found = children(shim).into_iter().find(|pid| takes_pages(*pid));
+            found.is_some()
+        })?;
+        Ok(Pid::from_raw(found.context("the worker")?))
+    }
+}
+
+fn children(of: i32) -> Vec<i32> {
+    let listed = fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap_or_default();
+    listed
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
+}
+
+/// It is one, and has read more than its plan.
+fn takes_pages(pid: i32) -> bool {
+    let is_worker = command_line(pid).is_some_and(|line| line.ends_with(" capture"));
+    let read = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+    let bytes = read
+        .lines()
+        .find_map(|line| line.strip_prefix("rchar: ")?.parse::<u64>().ok());
+    is_worker && bytes > Some(1 << 20)
+}
+
+#[test]
+fn memory_comes_back_as_it_was_and_zeros_take_no_room() -> Result<()> {
+    need!(OurShim, "talks to the shim itself");
+    need!(Criu, "dumps");
+    let bed = Bed::new("c")?;
+    let mut talker = bed.run()?;
+    talker.check()?;
+    let path = bed.host.dir().join("kept");
+    bed.dump(&path, true)??;
+    talker.check()?;
+    let manifest: Value = serde_json::from_slice(&fs::read(path.join("cedana.json"))?)?;
+    let pages = manifest["pages"].as_array().context("the files of pages")?;
+    ensure!(!pages.is_empty(), "{manifest}");
+    for part in pages {
+        let name = part["name"].as_str().context("a name")?;
+        let metadata = fs::metadata(path.join(name))?;
+        ensure!(metadata.is_file(), "{name} is a file");
+        assert_eq!(Some(metadata.len()), part["size"].as_u64(), "{name}");
+    }
+    for entry in fs::read_dir(&path)? {
+        let entry = entry?;
+        ensure!(
+            entry.file_type()?.is_file(),
+            "{} is no file",
+            entry.path().display()
+        );
+        ensure!(entry.metadata()?.blocks() * 512 <= entry.metadata()?.len() + 65536);
+    }
+    bed.host
+        .ctr(&["tasks", "kill", "--signal", "KILL", bed.id])?
+        .ok()?;
+    bed.container().wait()?;
+    call_job(&bed.socket()?, "Restore", &json!({ "id": bed.id, "path": path }))?;
+    let mut again = Talker::attach(&bed.host, bed.id)?;
+    again.check()?;
+    again.remove()
+}
+
+#[test]
+fn a_worker_that_is_killed_costs_the_dump_and_not_the_container() -> Result<()> {
+    need!(OurShim, "talks to the shim itself");
+    need!(Criu, "dumps");
+    let bed = Bed::new("c")?;
+    let mut talker = bed.run()?;
+    for leave_running in [true, false] {
+        let path = bed.host.dir().join("never");
+        let answer = thread::scope(|scope| -> Result<_> {
+            let dumping = scope.spawn(|| bed.dump(&path, leave_running));
+            kill(bed.worker()?, Signal::SIGKILL)?;
+            dumping
+                .join()
+                .map_err(|_| anyhow!("the dump's thread panicked"))?
+        })?;
+        refused(answer)?;
+        assert_eq!(bed.container().status()?, Status::Running);
+        talker.check()?;
+        ensure!(!path.exists(), "{} is left", path.display());
+    }
+    bed.dump(&bed.host.dir().join("kept"), true)??;
+    talker.check()?;
+    talker.remove()
+}
+
+#[test]
+fn a_container_that_was_to_end_goes_on_if_its_dump_does_not_fit() -> Result<()> {
+    need!(OurShim, "talks to the shim itself");
+    need!(Criu, "dumps");
+    let bed = Bed::new("c")?;
+    let mut talker = bed.run()?;
+    let small = Small::mount(&bed.host.dir().join("small"), "64m")?;
+    let answer = bed.dump(&small.0.join("kept"), false)?;
+    let said = answer.as_ref().err().map(ToString::to_string).unwrap_or_default();
+    ensure!(said.contains("No space left on device"), "{answer:?}");
+    assert_eq!(bed.container().status()?, Status::Running);
+    talker.check()?;
+    assert_eq!(fs::read_dir(&small.0)?.count(), 0, "nothing is left");
+    let path = bed.host.dir().join("kept");
+    bed.dump(&path, false)??;
+    bed.container().wait()?;
+    call_job(&bed.socket()?, "Restore", &json!({ "id": bed.id, "path": path }))?;
+    let mut again = Talker::attach(&bed.host, bed.id)?;
+    again.check()?;
+    again.remove()
+}
+
+/// A file system of its own, too small.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(at: &Path, size: &str) -> Result<Self> {
+        fs::create_dir(at)?;
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "small"])
+            .arg(at)
+            .status()?;
+        ensure!(mounted.success(), "mount {}", at.display());
+        Ok(Self(at.to_owned()))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ended = Command::new("umount").arg(&self.0).status();
+    }
+}
