@@ -102,6 +102,13 @@ pub const KEYS: &[Key] = &[
         set: |settings, value| value.bytes().map(|v| settings.dump.ghost_limit = v),
     },
     Key {
+        name: "dump.buffer",
+        what: "the most memory a dump takes to hold pages in (bytes, or with K, M, G; 0: as needed, half of what is free)",
+        scope: Scope::Host,
+        get: |s| value::text_of_bytes(s.dump.buffer),
+        set: |settings, value| value.bytes().map(|v| settings.dump.buffer = v),
+    },
+    Key {
         name: "dump.network-lock",
         what: "how packets are kept away during a dump: auto, skip, iptables, nftables",
         scope: Scope::Container,

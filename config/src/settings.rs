@@ -75,6 +75,9 @@ pub struct Dump {
     pub link_remap: bool,
     /// `dump.ghost-limit`: the size in bytes up to which a deleted but open file goes into the image.
     pub ghost_limit: u64,
+    /// `dump.buffer`: how much memory, in bytes, pages may be held in so that the container need not stand until they are on
+    /// the disk; zero for as much as it takes, up to half of what is free.
+    pub buffer: u64,
     /// `dump.network-lock`.
     pub network_lock: NetworkLock,
     /// `dump.timeout`: after this a dump is given up and taken back; zero means by the size of the container.
@@ -97,6 +100,7 @@ impl Default for Dump {
             // CRIU's own 1 MiB fails the dump of any program that unlinks its log or its cache. The limit only bounds
             // what goes into the image, so it is set where a container's memory usually is.
             ghost_limit: 512 * 1024 * 1024,
+            buffer: 0,
             network_lock: NetworkLock::Auto,
             timeout: Duration::ZERO,
             log_dir: PathBuf::from(LOG_DIR),

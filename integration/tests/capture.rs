@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use integration::by_ctr::Talker;
+use integration::by_ctr::{Talker, holds_images};
 use integration::container::{Container, refused};
 use integration::host::Host;
 use integration::leftovers::command_line;
@@ -120,12 +120,9 @@ fn memory_comes_back_as_it_was_and_zeros_take_no_room() -> Result<()> {
         );
         ensure!(entry.metadata()?.blocks() * 512 <= entry.metadata()?.len() + 65536);
     }
-    bed.host
-        .ctr(&["tasks", "kill", "--signal", "KILL", bed.id])?
-        .ok()?;
-    bed.container().wait()?;
-    call_job(&bed.socket()?, "Restore", &json!({ "id": bed.id, "path": path }))?;
-    let mut again = Talker::attach(&bed.host, bed.id)?;
+    talker.checkpoint("whole")?;
+    talker.remove()?;
+    let mut again = Talker::restore(&bed.host, bed.id, "whole")?;
     again.check()?;
     again.remove()
 }
@@ -170,11 +167,9 @@ fn a_container_that_was_to_end_goes_on_if_its_dump_does_not_fit() -> Result<()> 
     assert_eq!(fs::read_dir(&small.0)?.count(), 0, "nothing is left");
     let path = bed.host.dir().join("kept");
     bed.dump(&path, false)??;
-    bed.container().wait()?;
-    call_job(&bed.socket()?, "Restore", &json!({ "id": bed.id, "path": path }))?;
-    let mut again = Talker::attach(&bed.host, bed.id)?;
-    again.check()?;
-    again.remove()
+    talker.gone()?;
+    ensure!(holds_images(&path), "no dump in {}", path.display());
+    Ok(())
 }
 
 /// A file system of its own, too small.

@@ -18,6 +18,8 @@ pub enum Action {
     Info,
     /// `-v`: print name and version.
     Version,
+    /// `capture`: take the pages of one dump from CRIU; the shim starts it.
+    Capture,
     /// `preflight`: print what stands in the way of a dump. Asked for by people and by `cedana check`, not by containerd.
     Preflight,
     /// No action: serve the Task service on the socket that was inherited.
@@ -176,6 +178,7 @@ fn action_named(word: &str) -> Result<Action, ArgsError> {
     match word {
         "start" => Ok(Action::Start),
         "delete" => Ok(Action::Delete),
+        "capture" => Ok(Action::Capture),
         "preflight" => Ok(Action::Preflight),
         other => Err(ArgsError::UnknownAction(other.to_owned())),
     }

@@ -21,8 +21,11 @@
 //! a dump with exit has it do, and the commit fails, its images stay where the error says. CRIU itself puts the
 //! cgroup back to frozen when it found it so; thawing is ours.
 
+mod capture;
 mod commit;
 mod error;
+pub(crate) mod hold;
+mod save;
 mod steps;
 
 use std::ffi::OsString;
@@ -38,10 +41,12 @@ use crate::phases::{Phase, Plan, Timing};
 use crate::progress::{Cancel, Progress};
 use crate::runc::Runc;
 
+use capture::Capture;
 pub use error::{DumpCause, DumpError};
+use hold::Hold;
 
 /// The phases before the commit that follow the save.
-const AFTER_SAVE: [&str; 3] = ["verify", "let go on", "commit"];
+const AFTER_SAVE: [&str; 4] = ["verify", "let go on", "write out", "commit"];
 
 /// What a client asks for: containerd's `runc.v1.CheckpointOptions`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -147,12 +152,18 @@ struct Dumping<'j> {
     /// Host pids of tasks that are stopped again before the thaw.
     woken: Vec<i32>,
     environment: Vec<(OsString, OsString)>,
+    /// Who takes the pages, if there are many.
+    capture: Option<Capture>,
+    /// It has them all.
+    drained: bool,
+    /// Where CRIU asks before it ends the container.
+    hold: Option<Hold>,
     deadline: Duration,
     manifest: Manifest,
 }
 
 /// Up to the commit: a failure takes everything back.
-fn before_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 10] {
+fn before_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 12] {
     [
         Phase {
             name: "find criu",
@@ -163,6 +174,16 @@ fn before_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 10] {
             name: "prepare directories",
             act: |dump| Box::pin(async { dump.prepare_directories() }),
             undo: Some(|dump| Box::pin(async { dump.remove_directories() })),
+        },
+        Phase {
+            name: "start capture",
+            act: |dump| Box::pin(dump.start_capture()),
+            undo: Some(|dump| {
+                Box::pin(async {
+                    dump.end_capture();
+                    Ok(())
+                })
+            }),
         },
         Phase {
             name: "freeze",
@@ -197,6 +218,11 @@ fn before_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 10] {
         Phase {
             name: "let go on",
             act: |dump| Box::pin(dump.let_go_on()),
+            undo: None,
+        },
+        Phase {
+            name: "write out",
+            act: |dump| Box::pin(dump.write_out()),
             undo: None,
         },
         Phase {

@@ -23,21 +23,23 @@ pub struct Step {
     pub count: u64,
     /// `dump` or `restore`; empty when neither is under way.
     pub verb: &'static str,
-    /// The phase.
+    /// The phase; when neither is under way, the last one that was begun.
     pub phase: &'static str,
     /// The directory that is being filled.
     pub fills: PathBuf,
     /// Bytes to be expected; zero if unknown.
     pub total: u64,
+    /// The worker that takes them, while it does; zero without one.
+    pub worker: i32,
 }
 
 impl Step {
     /// Bytes written so far.
     pub fn bytes(&self) -> u64 {
-        if self.fills.as_os_str().is_empty() {
-            0
-        } else {
-            size_of(&self.fills)
+        match (self.worker, self.fills.as_os_str().is_empty()) {
+            (0, true) => 0,
+            (0, false) => size_of(&self.fills),
+            (worker, _) => read_by(worker),
         }
     }
 }
@@ -69,12 +71,23 @@ impl Progress {
         });
     }
 
+    /// They go through this worker; through none any more, if zero.
+    pub fn goes_through(&self, worker: i32) {
+        self.change(|step| step.worker = worker);
+    }
+
+    /// The phase that was begun last.
+    pub fn last_phase(&self) -> &'static str {
+        self.0.borrow().phase
+    }
+
     /// The act is over.
     pub fn ends(&self) {
         self.change(|step| {
-            let count = step.count;
+            let Step { count, phase, .. } = *step;
             *step = Step {
                 count,
+                phase,
                 ..Step::default()
             };
         });
@@ -131,6 +144,13 @@ impl Cancel {
         }
         std::future::pending().await
     }
+}
+
+/// What a process has read in all, in bytes: `rchar` of `/proc/PID/io`.
+fn read_by(pid: i32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+    let count = text.lines().find_map(|line| line.strip_prefix("rchar:"));
+    count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
 /// The size of the files in a directory, in bytes.
@@ -191,5 +211,8 @@ mod tests {
         };
         assert_eq!(step.bytes(), 3);
         assert_eq!(Step::default().bytes(), 0);
+        let us = i32::try_from(std::process::id()).expect("a pid");
+        let worker = Step { worker: us, ..step };
+        assert!(worker.bytes() > 3, "this process has read its own program");
     }
 }

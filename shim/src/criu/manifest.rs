@@ -14,6 +14,7 @@ use jobs::record::Origin;
 use serde::{Deserialize, Serialize};
 
 use super::file::read_regular;
+use crate::capture::Part;
 
 /// The name in the image directory.
 pub const NAME: &str = "cedana.json";
@@ -43,6 +44,9 @@ pub struct Manifest {
     /// Processes that were stopped by a signal and that the images hold as running, by the container's own pids.
     #[serde(default)]
     pub stopped: Vec<i32>,
+    /// The files of pages, if they were captured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pages: Vec<Part>,
     /// Whose it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
@@ -57,6 +61,7 @@ impl Default for Manifest {
             external_unix_sockets: false,
             tcp_closed: false,
             stopped: Vec::new(),
+            pages: Vec::new(),
             origin: None,
         }
     }

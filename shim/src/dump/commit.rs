@@ -157,13 +157,20 @@ pub fn check_target(images: &Path) -> Result<(), DumpCause> {
     Ok(())
 }
 
+/// Writes a dump out to the disk.
+///
+/// # Errors
+/// What the file system says.
+pub fn sync_all(staging: &Path) -> Result<(), DumpCause> {
+    sync(staging, &entries(staging)?)
+}
+
 /// Moves a complete dump from its staging directory to the images, in place of an earlier one.
 ///
 /// # Errors
 /// What the file system says. What was moved is moved back then, so that the dump is complete where it was.
 pub fn into_place(staging: &Path, images: &Path) -> Result<(), DumpCause> {
     let names = ordered(entries(staging)?);
-    sync(staging, &names)?;
     let old: Vec<OsString> = match images.join(INVENTORY).exists() {
         true => entries(images)?
             .into_iter()

@@ -53,6 +53,9 @@ pub enum DumpCause {
     /// It took longer than it may.
     #[error("{0}; a larger cedana.dump.timeout gives it more time")]
     TimedOut(String),
+    /// The worker that takes the pages failed.
+    #[error("{0}")]
+    Capture(String),
     /// A client gave it up.
     #[error("given up, as asked")]
     Cancelled,

@@ -1,6 +1,5 @@
 //! What the phases of a dump do.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -11,21 +10,20 @@ use jobs::record::Checkpoint;
 use nix::sys::signal::Signal;
 use tokio::time::sleep;
 
+use super::hold::Hold;
 use super::{DumpCause, DumpJob, Dumping, commit};
 use crate::cgroup::CgroupError;
 use crate::criu::conf::{self, Options, Request};
-use crate::criu::logs::Keeper;
 use crate::criu::manifest::Manifest;
-use crate::criu::telling;
-use crate::criu::{Criu, connections, culprits, images, lock, proc, stray, work};
+use crate::criu::{Criu, connections, images, proc, stray, work};
 use crate::progress::size_of;
-use crate::runc::{Call, RuncError};
+use crate::restore::loopback;
 
 /// The images before the commit, inside the image directory so that a rename is all the commit takes.
 const STAGING: &str = ".cedana-partial";
 
 /// CRIU's own limit for getting the tasks to stand is 10 s; a task in uninterruptible sleep delays it.
-const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// From vfork to exec, or from runc's init to the program, takes a fraction of a millisecond.
 const PROGRAM_START_TIME: Duration = Duration::from_millis(1);
@@ -48,7 +46,7 @@ const WRITE_RATE_MIN: u64 = 20 * 1024 * 1024;
 const CONNECTIONS_SHOWN_MAX: usize = 3;
 
 /// What runc knows of `--manage-cgroups-mode`.
-const CGROUPS_MODES: [&str; 4] = ["soft", "full", "strict", "ignore"];
+pub(super) const CGROUPS_MODES: [&str; 4] = ["soft", "full", "strict", "ignore"];
 
 impl<'j> Dumping<'j> {
     pub(super) fn new(job: &'j DumpJob) -> Self {
@@ -76,6 +74,9 @@ impl<'j> Dumping<'j> {
             criu_ended_itself: false,
             woken: Vec::new(),
             environment: Vec::new(),
+            capture: None,
+            drained: false,
+            hold: None,
             deadline: job.settings.timeout,
             manifest: Manifest::of(job.origin.clone()),
         }
@@ -277,6 +278,9 @@ impl<'j> Dumping<'j> {
         self.manifest.external_unix_sockets = self.external_unix_sockets();
         let kept = self.connected && tcp == Tcp::Established;
         self.locks = kept;
+        if self.exits() && self.staged() {
+            self.hold = self.make_hold(&mut options)?;
+        }
         let request = Request {
             bundle: &self.job.bundle,
             version: criu.version,
@@ -291,7 +295,26 @@ impl<'j> Dumping<'j> {
         }
         self.environment = conf::write(&request, conf::is_annotated(&self.job.bundle))
             .map_err(DumpCause::files("configure criu in", &self.job.bundle))?;
+        if let Some(hold) = &self.hold {
+            self.environment.extend(hold.environment(self.deadline));
+        }
         Ok(())
+    }
+
+    /// Has CRIU ask before it ends the container. A program that was replaced while it ran cannot be asked.
+    fn make_hold(&self, options: &mut Options) -> Result<Option<Hold>, DumpCause> {
+        let Ok(script) = loopback::script() else {
+            tracing::warn!(
+                id = self.job.id,
+                "the dump is not on the disk when the container ends: this shim's program was replaced"
+            );
+            return Ok(None);
+        };
+        options.value("action-script", script.display().to_string());
+        let bundle = &self.job.bundle;
+        Hold::new(bundle)
+            .map(Some)
+            .map_err(DumpCause::files("make fifos in", bundle))
     }
 
     pub(super) fn unconfigure(&mut self) -> Result<(), DumpCause> {
@@ -299,118 +322,6 @@ impl<'j> Dumping<'j> {
             "remove criu's configuration from",
             &self.job.bundle,
         ))
-    }
-
-    pub(super) async fn save(&mut self) -> Result<(), DumpCause> {
-        let job = self.job;
-        if self.staged() {
-            // Before the tasks may end: no lack of room can come between the images and what they need.
-            self.write_manifest()?;
-        }
-        let mut args: Vec<&OsStr> = vec!["checkpoint".as_ref()];
-        args.extend::<[&OsStr; 4]>([
-            "--image-path".as_ref(),
-            self.staging.as_ref(),
-            "--work-path".as_ref(),
-            self.work.as_ref(),
-        ]);
-        for (flag, on) in [
-            ("--leave-running", !self.exits()),
-            ("--tcp-established", self.tcp() == Tcp::Established),
-            ("--ext-unix-sk", self.external_unix_sockets()),
-            ("--shell-job", job.options.terminal),
-            ("--file-locks", job.options.file_locks || job.settings.file_locks),
-        ] {
-            if on {
-                args.push(flag.as_ref());
-            }
-        }
-        if !job.options.parent_path.is_empty() {
-            args.extend::<[&OsStr; 2]>(["--parent-path".as_ref(), job.options.parent_path.as_ref()]);
-        }
-        for namespace in &job.options.empty_namespaces {
-            args.extend::<[&OsStr; 2]>(["--empty-ns".as_ref(), namespace.as_ref()]);
-        }
-        if CGROUPS_MODES.contains(&job.options.cgroups_mode.as_str()) {
-            args.extend::<[&OsStr; 2]>([
-                "--manage-cgroups-mode".as_ref(),
-                job.options.cgroups_mode.as_ref(),
-            ]);
-        }
-        args.push(job.id.as_ref());
-        let call = Call {
-            env: std::mem::take(&mut self.environment),
-            deadline: self.deadline,
-            cancel: job.cancel.clone(),
-            ..Call::default()
-        };
-        job.progress
-            .fills(&self.staging, proc::resident_bytes(&self.pids()));
-        match job.runc.run(&args, call).await {
-            Ok(_) => {
-                self.saved = true;
-                Ok(())
-            }
-            Err(error) => {
-                self.criu_ended_itself =
-                    !matches!(error, RuncError::TimedOut { .. } | RuncError::Cancelled { .. })
-                        && work::has_failed(&self.work);
-                Err(self.explain(&error))
-            }
-        }
-    }
-
-    /// What a failed `runc checkpoint` means, with the log kept.
-    fn explain(&self, error: &RuncError) -> DumpCause {
-        if matches!(error, RuncError::Cancelled { .. }) {
-            return DumpCause::Cancelled;
-        }
-        let job = self.job;
-        let log = self.work.join("dump.log");
-        let keeper = Keeper {
-            log_dir: &job.settings.log_dir,
-            namespace: &job.namespace,
-            id: &job.id,
-            bundle: &job.bundle,
-        };
-        let kept = keeper.keep(&log, "dump");
-        if matches!(error, RuncError::TimedOut { .. }) {
-            return DumpCause::TimedOut(error.to_string());
-        }
-        DumpCause::Criu {
-            telling: telling::read(&log, &error.to_string()),
-            culprits: culprits::find(&self.pids()),
-            log: kept,
-        }
-    }
-
-    /// Makes sure that neither a CRIU nor its network lock outlives a failed save.
-    pub(super) async fn end_criu(&mut self) -> Result<(), DumpCause> {
-        let pids = self.pids();
-        let held = stray::is_any(&pids);
-        if held {
-            // Before they may run: they were stopped, and go on only when somebody continues them.
-            self.stop_woken()?;
-            // Under cgroup v1 a CRIU can be stuck in the kernel until the task it attaches to may run again.
-            if let Err(error) = self.job.cgroup.thaw(FREEZE_DEADLINE).await {
-                tracing::warn!(id = self.job.id, %error, "failed to thaw a container that CRIU holds");
-            }
-            if !stray::kill_all(&pids).await {
-                return Err(DumpCause::CriuStays);
-            }
-        }
-        // Whoever killed CRIU: one that failed by itself has taken both back, and a lock there may be another's.
-        if self.locks && !self.saved && (held || !self.criu_ended_itself) {
-            let repaired = lock::end_repair(&pids);
-            let unlocked = lock::remove(&self.job.runc.reaper, self.job.init_pid).await;
-            tracing::debug!(
-                id = self.job.id,
-                repaired,
-                unlocked,
-                "looked for what a killed criu leaves of connections"
-            );
-        }
-        Ok(())
     }
 
     pub(super) fn verify(&mut self) -> Result<(), DumpCause> {
@@ -442,7 +353,7 @@ impl<'j> Dumping<'j> {
         }
     }
 
-    fn write_manifest(&self) -> Result<(), DumpCause> {
+    pub(super) fn write_manifest(&self) -> Result<(), DumpCause> {
         self.manifest
             .write(&self.staging)
             .map_err(DumpCause::files("write the manifest in", &self.staging))
@@ -476,7 +387,7 @@ impl<'j> Dumping<'j> {
     }
 
     /// Init first: the others are looked for in its namespaces.
-    fn pids(&self) -> Vec<i32> {
+    pub(super) fn pids(&self) -> Vec<i32> {
         let init = self.job.init_pid;
         let mut pids = vec![init];
         pids.extend(self.job.cgroup.procs().into_iter().filter(|pid| *pid != init));
@@ -484,7 +395,7 @@ impl<'j> Dumping<'j> {
     }
 
     /// Whether the container ends with the dump.
-    fn exits(&self) -> bool {
+    pub(super) fn exits(&self) -> bool {
         if self.job.options.said {
             self.job.options.exit
         } else {
@@ -492,7 +403,7 @@ impl<'j> Dumping<'j> {
         }
     }
 
-    fn tcp(&self) -> Tcp {
+    pub(super) fn tcp(&self) -> Tcp {
         if self.job.options.open_tcp {
             Tcp::Established
         } else {
@@ -500,7 +411,7 @@ impl<'j> Dumping<'j> {
         }
     }
 
-    fn external_unix_sockets(&self) -> bool {
+    pub(super) fn external_unix_sockets(&self) -> bool {
         self.job.options.external_unix_sockets || self.job.settings.external_unix_sockets
     }
 
@@ -509,7 +420,7 @@ impl<'j> Dumping<'j> {
         !proc::is_running(self.job.init_pid)
     }
 
-    fn staged(&self) -> bool {
+    pub(super) fn staged(&self) -> bool {
         self.staging != self.job.options.image_path
     }
 

@@ -39,6 +39,9 @@ const ANSWER_SECONDS_MAX: i64 = 5;
 const STAGE: &str = "CRTOOLS_SCRIPT_ACTION";
 const INIT_PID: &str = "CRTOOLS_INIT_PID";
 
+/// The stage at which a dump is written, and its tasks stand.
+const IMAGES_WRITTEN: &str = "post-dump";
+
 /// The stage at which the namespaces are there and nothing of the processes is.
 const NAMESPACES_MADE: &str = "setup-namespaces";
 
@@ -47,7 +50,7 @@ const NAMESPACES_MADE: &str = "setup-namespaces";
 ///
 /// # Errors
 /// The program's own file cannot be found: it was replaced while it ran.
-pub(super) fn script() -> io::Result<PathBuf> {
+pub(crate) fn script() -> io::Result<PathBuf> {
     let path = env::current_exe()?;
     if path.exists() {
         Ok(path)
@@ -62,6 +65,9 @@ pub(super) fn script() -> io::Result<PathBuf> {
 /// Does what CRIU's script is for, if this program was started as one.
 pub fn run_as_script() -> Option<io::Result<()>> {
     let stage = env::var_os(STAGE)?;
+    if stage == IMAGES_WRITTEN {
+        return Some(crate::dump::hold::ask_as_script());
+    }
     if stage != NAMESPACES_MADE {
         return Some(Ok(()));
     }

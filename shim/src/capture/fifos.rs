@@ -1,0 +1,219 @@
+//! The fifos that CRIU takes for its files of pages.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc::O_NONBLOCK;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+
+use super::CaptureError;
+use super::files::Files;
+use super::memory::Memory;
+
+/// What a fifo holds while nobody reads. The more, the less CRIU waits; the kernel gives no more than this by default.
+const CAPACITY: i32 = 1 << 20;
+
+/// Fifos that are enlarged before CRIU comes. The biggest process is often among the first; a later one is enlarged as it is met.
+const ENLARGED: usize = 8;
+
+/// Which descriptor was heard: those of the fifos are counted from zero.
+const SHIM: u64 = u64::MAX;
+
+/// Descriptors that are looked at in one turn.
+const EVENTS_MAX: usize = 16;
+
+/// What has something to say.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// The fifo of this index.
+    Pages(usize),
+    /// The shim, or its end.
+    Shim,
+}
+
+#[derive(Debug)]
+struct Fifo {
+    file: File,
+    path: PathBuf,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// CRIU has not opened it.
+    Unused,
+    /// Pages have come.
+    Open,
+    /// CRIU has closed it.
+    Ended,
+}
+
+/// All fifos of a capture, and the shim.
+#[derive(Debug)]
+pub(super) struct Fifos {
+    epoll: Epoll,
+    fifos: Vec<Fifo>,
+    heard: Vec<EpollEvent>,
+}
+
+impl Fifos {
+    /// Makes `pages-1.img` and so on, each with a reader.
+    pub(super) fn make(images: &Path, count: u32, shim: &impl AsFd) -> Result<Self, CaptureError> {
+        let failed = |what: &str| CaptureError::new("make", what.to_owned());
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(io::Error::from);
+        let epoll = epoll.map_err(failed("an epoll"))?;
+        listen_to(&epoll, shim, SHIM).map_err(failed("a watch on the shim"))?;
+        let mut fifos = Vec::new();
+        for index in 0..count {
+            let path = images.join(format!("pages-{}.img", index + 1));
+            let shown = path.display().to_string();
+            let file = open(&path).map_err(failed(&shown))?;
+            listen_to(&epoll, &file, u64::from(index)).map_err(failed(&shown))?;
+            if fifos.len() < ENLARGED {
+                enlarge(&file);
+            }
+            let state = State::Unused;
+            fifos.push(Fifo { file, path, state });
+        }
+        Ok(Self {
+            epoll,
+            fifos,
+            heard: Vec::new(),
+        })
+    }
+
+    /// Waits until something has something to say. The shim comes last: all pages that are there are read before its word counts.
+    ///
+    /// Without a deadline: the shim has one, and its end is heard.
+    pub(super) fn wait(&mut self) -> Result<Heard, CaptureError> {
+        let event = match self.heard.pop() {
+            Some(event) => event,
+            None => self.listen()?,
+        };
+        let index = usize::try_from(event.data()).unwrap_or(usize::MAX);
+        if event.data() == SHIM {
+            return Ok(Heard::Shim);
+        }
+        if let Some(fifo) = self.fifos.get_mut(index)
+            && fifo.state == State::Unused
+        {
+            fifo.state = State::Open;
+            enlarge(&fifo.file);
+        }
+        Ok(Heard::Pages(index))
+    }
+
+    fn listen(&mut self) -> Result<EpollEvent, CaptureError> {
+        let mut events = [EpollEvent::empty(); EVENTS_MAX];
+        loop {
+            match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+                Ok(count) => self.heard.extend(events.iter().take(count)),
+                Err(nix::errno::Errno::EINTR) => continue,
+                Err(errno) => return Err(CaptureError::new("wait for", "pages")(errno.into())),
+            }
+            // Taken from the end.
+            self.heard.sort_by_key(|event| event.data() != SHIM);
+            if let Some(event) = self.heard.pop() {
+                return Ok(event);
+            }
+        }
+    }
+
+    /// Reads what a fifo has.
+    pub(super) fn read(
+        &mut self,
+        index: usize,
+        memory: &mut Memory,
+        files: &mut Files,
+    ) -> Result<(), CaptureError> {
+        let Some(fifo) = self.fifos.get_mut(index) else {
+            return Ok(());
+        };
+        loop {
+            match memory.read(index, &mut fifo.file, files)? {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(CaptureError::new("read", fifo.path.display().to_string())(error)),
+            }
+        }
+        fifo.state = State::Ended;
+        // Its end would be heard for ever.
+        let _ = self.epoll.delete(&fifo.file);
+        Ok(())
+    }
+
+    /// Reads whatever is left, now that nobody writes any more.
+    pub(super) fn drain(&mut self, memory: &mut Memory, files: &mut Files) -> Result<(), CaptureError> {
+        self.heard.clear();
+        let mut events = [EpollEvent::empty(); EVENTS_MAX];
+        loop {
+            let heard = self.epoll.wait(&mut events, EpollTimeout::ZERO);
+            let heard = heard.map_err(|errno| CaptureError::new("wait for", "pages")(errno.into()))?;
+            let pages: Vec<usize> = events
+                .iter()
+                .take(heard)
+                .filter(|event| event.data() != SHIM)
+                .filter_map(|event| usize::try_from(event.data()).ok())
+                .collect();
+            if pages.is_empty() {
+                break;
+            }
+            for index in pages {
+                if let Some(fifo) = self.fifos.get_mut(index) {
+                    fifo.state = State::Open;
+                }
+                self.read(index, memory, files)?;
+            }
+        }
+        match self.fifos.iter().find(|fifo| fifo.state == State::Open) {
+            None => Ok(()),
+            Some(fifo) => {
+                let open = io::Error::other("somebody still writes to it");
+                Err(CaptureError::new("read", fifo.path.display().to_string())(open))
+            }
+        }
+    }
+
+    /// Those that CRIU has used, by their index and name.
+    pub(super) fn used(&self) -> Vec<(usize, String)> {
+        let used = self
+            .fifos
+            .iter()
+            .enumerate()
+            .filter(|(_, fifo)| fifo.state != State::Unused);
+        used.filter_map(|(index, fifo)| Some((index, fifo.path.file_name()?.to_str()?.to_owned())))
+            .collect()
+    }
+
+    /// Removes the others.
+    pub(super) fn remove_unused(&self) -> Result<(), CaptureError> {
+        let mut unused = self.fifos.iter().filter(|fifo| fifo.state == State::Unused);
+        unused.try_for_each(|fifo| {
+            fs::remove_file(&fifo.path).map_err(CaptureError::new("remove", fifo.path.display().to_string()))
+        })
+    }
+}
+
+fn listen_to(epoll: &Epoll, fd: &impl AsFd, id: u64) -> io::Result<()> {
+    let event = EpollEvent::new(EpollFlags::EPOLLIN, id);
+    epoll.add(fd, event).map_err(io::Error::from)
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    // Without it the open would wait for CRIU, which comes later.
+    OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path)
+}
+
+/// Best effort: a smaller one makes CRIU wait more often.
+fn enlarge(fifo: &File) {
+    let _ = fcntl(fifo, FcntlArg::F_SETPIPE_SZ(CAPACITY));
+}

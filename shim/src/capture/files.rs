@@ -1,0 +1,162 @@
+//! The files of pages: sparse, digested, and on the disk before anybody is told.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::{CaptureError, Part};
+
+/// The unit in which zeros are left out: a file system's block, and a page.
+const BLOCK: usize = 4096;
+
+/// Compared with a whole block at once, which is the fastest way to know.
+static ZEROS: [u8; BLOCK] = [0; BLOCK];
+
+/// What the files are called until they are complete; the fifos have their names.
+const UNFINISHED: &str = "unfinished";
+
+/// The files of one capture, by the index of their fifo.
+#[derive(Debug)]
+pub(super) struct Files {
+    images: PathBuf,
+    open: BTreeMap<usize, Growing>,
+}
+
+#[derive(Debug)]
+struct Growing {
+    file: File,
+    path: PathBuf,
+    length: u64,
+    digest: blake3::Hasher,
+}
+
+impl Files {
+    /// In this directory.
+    pub(super) fn new(images: PathBuf) -> Self {
+        Self {
+            images,
+            open: BTreeMap::new(),
+        }
+    }
+
+    /// Adds to the end of a file.
+    pub(super) fn append(&mut self, index: usize, bytes: &[u8]) -> Result<(), CaptureError> {
+        let growing = self.growing(index)?;
+        let shown = growing.path.display().to_string();
+        write_sparse(&growing.file, growing.length, bytes).map_err(CaptureError::new("write", shown))?;
+        growing.length += bytes.len() as u64;
+        let _ = growing.digest.update(bytes);
+        Ok(())
+    }
+
+    fn growing(&mut self, index: usize) -> Result<&mut Growing, CaptureError> {
+        match self.open.entry(index) {
+            std::collections::btree_map::Entry::Occupied(known) => Ok(known.into_mut()),
+            std::collections::btree_map::Entry::Vacant(new) => {
+                let path = self.images.join(format!("{UNFINISHED}-{index}"));
+                let made = File::create_new(&path);
+                let file = made.map_err(CaptureError::new("make", path.display().to_string()))?;
+                Ok(new.insert(Growing {
+                    file,
+                    path,
+                    length: 0,
+                    digest: blake3::Hasher::new(),
+                }))
+            }
+        }
+    }
+
+    /// Completes the files of these fifos: on the disk, and under their names. A fifo that carried nothing makes an empty file.
+    pub(super) fn finish(mut self, names: &[(usize, String)]) -> Result<Vec<Part>, CaptureError> {
+        let mut parts = Vec::new();
+        for (index, name) in names {
+            let growing = self.growing(*index)?;
+            let shown = growing.path.display().to_string();
+            // The end may be a hole.
+            let synced = growing
+                .file
+                .set_len(growing.length)
+                .and_then(|()| growing.file.sync_all());
+            synced.map_err(CaptureError::new("write out", shown.clone()))?;
+            parts.push(Part {
+                name: name.clone(),
+                size: growing.length,
+                digest: growing.digest.finalize().to_hex().to_string(),
+            });
+            let path = growing.path.clone();
+            fs::rename(path, self.images.join(name)).map_err(CaptureError::new("rename", shown))?;
+        }
+        sync_directory(&self.images)?;
+        Ok(parts)
+    }
+}
+
+fn sync_directory(path: &Path) -> Result<(), CaptureError> {
+    let synced = File::open(path).and_then(|directory| directory.sync_all());
+    synced.map_err(CaptureError::new("write out", path.display().to_string()))
+}
+
+/// Writes what is not zero, in runs of blocks.
+fn write_sparse(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let mut blocks = bytes.chunks(BLOCK).enumerate().peekable();
+    while let Some((start, block)) = blocks.next() {
+        if is_zero(block) {
+            continue;
+        }
+        let mut end = start + 1;
+        while blocks.next_if(|(_, block)| !is_zero(block)).is_some() {
+            end += 1;
+        }
+        let run = bytes
+            .get(start * BLOCK..bytes.len().min(end * BLOCK))
+            .unwrap_or_default();
+        file.write_all_at(run, offset + (start * BLOCK) as u64)?;
+    }
+    Ok(())
+}
+
+fn is_zero(block: &[u8]) -> bool {
+    ZEROS.get(..block.len()) == Some(block)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn zeros_take_no_room_and_are_read_back() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut bytes = vec![0; 64 * BLOCK + 10];
+        bytes[5 * BLOCK + 7] = 1;
+        *bytes.last_mut().expect("a byte") = 2;
+        let mut files = Files::new(directory.path().to_owned());
+        files.append(0, &bytes).expect("written");
+        files.append(0, &[0; 3 * BLOCK]).expect("written");
+        let names = [(0, "pages-1.img".to_owned()), (4, "pages-5.img".to_owned())];
+        let parts = files.finish(&names).expect("finished");
+        bytes.extend([0; 3 * BLOCK]);
+        let path = directory.path().join("pages-1.img");
+        assert_eq!(fs::read(&path).expect("read"), bytes);
+        assert!(fs::metadata(&path).expect("there").blocks() * 512 <= 4 * BLOCK as u64);
+        let told: Vec<_> = parts.iter().map(|part| (part.name.as_str(), part.size)).collect();
+        assert_eq!(told, [("pages-1.img", bytes.len() as u64), ("pages-5.img", 0)]);
+        assert_eq!(parts[0].digest, blake3::hash(&bytes).to_hex().to_string());
+        assert_eq!(
+            fs::read_dir(directory.path()).expect("read").count(),
+            2,
+            "nothing unfinished is left"
+        );
+    }
+
+    #[test]
+    fn what_is_there_already_is_not_overwritten() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        fs::write(directory.path().join("unfinished-0"), "").expect("write");
+        let mut files = Files::new(directory.path().to_owned());
+        assert!(files.append(0, b"x").is_err());
+    }
+}

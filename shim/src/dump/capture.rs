@@ -1,0 +1,199 @@
+//! The dump's side of the capture: a worker that takes the pages, and what it says.
+
+use std::ffi::OsStr;
+use std::io::Write;
+use std::path::Path;
+use std::process::{ChildStdin, Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::net::unix::pipe;
+use tokio::time::timeout;
+
+use super::DumpCause;
+use crate::capture::{Answer, Order, Part, Plan};
+use crate::reap::{ExitWatch, Reaper};
+use crate::spawn;
+
+/// A container with less than this in memory is written out before a worker would be up.
+pub(super) const WORTH_IT: u64 = 32 << 20;
+
+/// How long a worker may take to be ready: it touches memory, at a GiB in a quarter of a second.
+const READY_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long the rest may take to be read once CRIU has ended: what a few pipes hold.
+const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+
+/// A line of the worker's: a hundred bytes for each file.
+const LINE_BYTES_MAX: u64 = 256 * 1024;
+
+/// More memory than this is left to others, whatever is free: half.
+const FREE_SHARE: u64 = 2;
+
+/// A worker at work. Dropped, it is killed, and CRIU with it loses its readers.
+#[derive(Debug)]
+pub(super) struct Capture {
+    pid: i32,
+    exit: ExitWatch,
+    orders: Option<ChildStdin>,
+    answers: BufReader<pipe::Receiver>,
+}
+
+impl Capture {
+    /// Starts a worker for these images and waits until CRIU may begin.
+    pub(super) async fn start(reaper: &Reaper, plan: &Plan) -> Result<Self, DumpCause> {
+        let failed = |what: &str| DumpCause::Capture(format!("start the worker: {what}"));
+        let program = std::env::current_exe().map_err(|error| failed(&error.to_string()))?;
+        let mut command = Command::new(if program.exists() {
+            program.as_os_str()
+        } else {
+            OsStr::new("/proc/self/exe")
+        });
+        let _ = command
+            .arg("capture")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        spawn::die_with_parent(&mut command);
+        let mut child = reaper
+            .spawn(&mut command)
+            .map_err(|error| failed(&error.to_string()))?;
+        let stdout = child.stdout.take().ok_or_else(|| failed("it has no stdout"))?;
+        let answers =
+            pipe::Receiver::from_owned_fd(stdout.into()).map_err(|error| failed(&error.to_string()))?;
+        let mut capture = Self {
+            pid: child.pid,
+            exit: child.exit.clone(),
+            orders: child.stdin.take(),
+            answers: BufReader::new(answers),
+        };
+        capture.tell(plan)?;
+        match capture.hear(READY_LIMIT).await? {
+            Answer::Ready => Ok(capture),
+            other => Err(failed(&format!("it says {other:?}"))),
+        }
+    }
+
+    /// The worker's pid.
+    pub(super) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Resolves when the worker has ended: before it was told to, nothing good.
+    pub(super) async fn ended(&self) {
+        let _ = self.exit.wait().await;
+    }
+
+    /// Tells the worker that CRIU is done; when this returns, it has all pages.
+    pub(super) async fn drain(&mut self) -> Result<u64, DumpCause> {
+        self.tell(&Order::Finish)?;
+        match self.hear(DRAIN_LIMIT).await? {
+            Answer::Drained { bytes } => Ok(bytes),
+            other => Err(DumpCause::Capture(format!(
+                "take the last pages: the worker says {other:?}"
+            ))),
+        }
+    }
+
+    /// Waits until all pages are on the disk.
+    pub(super) async fn written(&mut self, limit: Duration) -> Result<Vec<Part>, DumpCause> {
+        match self.hear(limit).await? {
+            Answer::Written { files } => Ok(files),
+            other => Err(DumpCause::Capture(format!(
+                "write the pages: the worker says {other:?}"
+            ))),
+        }
+    }
+
+    fn tell(&mut self, what: &impl serde::Serialize) -> Result<(), DumpCause> {
+        let failed = |error: &dyn std::fmt::Display| DumpCause::Capture(format!("tell the worker: {error}"));
+        let mut line = serde_json::to_vec(what).map_err(|error| failed(&error))?;
+        line.push(b'\n');
+        // Far less than a pipe holds, so this does not wait for the worker.
+        match &mut self.orders {
+            Some(orders) => orders.write_all(&line).map_err(|error| failed(&error)),
+            None => Ok(()),
+        }
+    }
+
+    async fn hear(&mut self, limit: Duration) -> Result<Answer, DumpCause> {
+        let mut line = Vec::new();
+        let mut limited = (&mut self.answers).take(LINE_BYTES_MAX);
+        let read = timeout(limit, limited.read_until(b'\n', &mut line)).await;
+        let said = |what: String| Err(DumpCause::Capture(what));
+        match read {
+            Err(_) => return said(format!("hear from the worker within {} s", limit.as_secs())),
+            Ok(Err(error)) => return said(format!("hear from the worker: {error}")),
+            Ok(Ok(0)) => return said("hear from the worker: it is gone".to_owned()),
+            Ok(Ok(_)) => {}
+        }
+        match serde_json::from_slice(&line) {
+            Ok(Answer::Failed { error }) => said(error),
+            Ok(answer) => Ok(answer),
+            Err(error) => said(format!("understand the worker: {error}")),
+        }
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        if self.exit.now().is_none() {
+            // It has nothing to put away that is not put away with the images.
+            let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
+        }
+    }
+}
+
+/// What a worker is to be given for a container with this much in memory.
+pub(super) fn plan(images: &Path, processes: usize, resident: u64, limit: u64) -> Plan {
+    // Shared memory has files of its own, of another name; a few more cost a descriptor each.
+    let files = u32::try_from(processes).unwrap_or(u32::MAX).saturating_add(16);
+    let free = available_memory().unwrap_or(0) / FREE_SHARE;
+    // CRIU leaves out what was never touched, and adds a little of its own.
+    let wanted = resident + resident / 16 + (1 << 20);
+    let limit = if limit == 0 { u64::MAX } else { limit };
+    Plan {
+        images: images.to_owned(),
+        files,
+        memory: wanted.min(free).min(limit),
+    }
+}
+
+/// `MemAvailable` of `/proc/meminfo`, in bytes.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_what_is_needed_and_no_more_than_is_allowed() {
+        let images = Path::new("/images");
+        let gib = 1 << 30;
+        let planned = plan(images, 3, gib, 64 << 20);
+        assert_eq!((planned.files, planned.memory), (19, 64 << 20));
+        assert!(plan(images, 1, 0, 0).memory <= 1 << 20);
+        assert!(
+            plan(images, 1, u64::MAX / 2, 0).memory < u64::MAX / 4,
+            "half of what is free"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_is_none_is_a_failure() {
+        // The test's own program stands for the worker: it knows no such argument, or runs no test of that name, and ends.
+        let reaper = Reaper::new();
+        let plan = plan(Path::new("/nonexistent"), 1, 0, 0);
+        assert!(matches!(
+            Capture::start(&reaper, &plan).await,
+            Err(DumpCause::Capture(_))
+        ));
+    }
+}

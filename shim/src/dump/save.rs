@@ -1,0 +1,242 @@
+//! The phase that runs CRIU, and what happens beside it.
+
+use std::ffi::{OsStr, OsString};
+use std::pin::pin;
+
+use config::Tcp;
+
+use super::capture::{self, Capture, WORTH_IT};
+use super::hold::Hold;
+use super::{DumpCause, Dumping};
+use crate::criu::logs::Keeper;
+use crate::criu::{culprits, lock, proc, stray, telling, work};
+use crate::progress::Canceller;
+use crate::runc::{Call, RuncError};
+
+use super::steps::{CGROUPS_MODES, FREEZE_DEADLINE};
+
+/// What happens while CRIU runs.
+enum Met {
+    /// runc has come back.
+    Ended(Result<(), RuncError>),
+    /// A client gives the dump up.
+    Cancelled,
+    /// The worker that takes the pages is gone.
+    WorkerLost,
+    /// CRIU has written everything, and would end the container now.
+    Held,
+}
+
+impl Dumping<'_> {
+    /// Has a worker ready for the pages of a container that has many.
+    pub(super) async fn start_capture(&mut self) -> Result<(), DumpCause> {
+        let pids = self.pids();
+        let resident = proc::resident_bytes(&pids);
+        if !self.staged() || resident < WORTH_IT {
+            return Ok(());
+        }
+        let plan = capture::plan(&self.staging, pids.len(), resident, self.job.settings.buffer);
+        let capture = Capture::start(&self.job.runc.reaper, &plan).await?;
+        self.job.progress.goes_through(capture.pid());
+        self.capture = Some(capture);
+        Ok(())
+    }
+
+    pub(super) fn end_capture(&mut self) {
+        self.capture = None;
+    }
+
+    pub(super) async fn save(&mut self) -> Result<(), DumpCause> {
+        if self.staged() {
+            // Before the tasks may end: no lack of room can come between the images and what they need.
+            self.write_manifest()?;
+        }
+        let job = self.job;
+        job.progress
+            .fills(&self.staging, proc::resident_bytes(&self.pids()));
+        let args = self.arguments();
+        let args: Vec<&OsStr> = args.iter().map(AsRef::as_ref).collect();
+        let (canceller, cancel) = Canceller::new();
+        let call = Call {
+            env: std::mem::take(&mut self.environment),
+            deadline: self.deadline,
+            cancel,
+            ..Call::default()
+        };
+        let runc = job.runc.clone();
+        let mut run = pin!(runc.run(&args, call));
+        let mut stopped = None;
+        let ended = loop {
+            let met = tokio::select! {
+                ended = &mut run => Met::Ended(ended),
+                () = job.cancel.asked(), if stopped.is_none() => Met::Cancelled,
+                () = worker_lost(self.capture.as_ref()), if stopped.is_none() => Met::WorkerLost,
+                () = asked(self.hold.as_mut()), if stopped.is_none() => Met::Held,
+            };
+            stopped = match met {
+                Met::Ended(ended) => break ended,
+                Met::Cancelled => Some(DumpCause::Cancelled),
+                Met::WorkerLost => Some(DumpCause::Capture("take the pages: the worker ended".to_owned())),
+                // The script waits for the answer, and takes everything back if there is none.
+                Met::Held => self.answer_hold().await.err(),
+            };
+            if stopped.is_some() {
+                canceller.cancel();
+            }
+        };
+        self.hold = None;
+        match (ended, stopped) {
+            (Ok(()), None) => {}
+            (Err(error), None) => {
+                self.criu_ended_itself =
+                    !matches!(error, RuncError::TimedOut { .. } | RuncError::Cancelled { .. })
+                        && work::has_failed(&self.work);
+                return Err(self.explain(&error));
+            }
+            (_, Some(cause)) => return Err(cause),
+        }
+        self.saved = true;
+        self.drain().await
+    }
+
+    /// CRIU has written everything and would end the container: not before it is all on the disk.
+    async fn answer_hold(&mut self) -> Result<(), DumpCause> {
+        self.drain().await?;
+        self.write_out().await?;
+        let agreed = self.hold.as_mut().map_or(Ok(()), Hold::agree);
+        let place = &self.job.bundle;
+        agreed.map_err(DumpCause::files("answer CRIU in", place))
+    }
+
+    /// The worker has all pages: the application does not have to stand any longer.
+    async fn drain(&mut self) -> Result<(), DumpCause> {
+        if let Some(capture) = &mut self.capture
+            && !std::mem::replace(&mut self.drained, true)
+        {
+            let bytes = capture.drain().await?;
+            self.job.progress.goes_through(0);
+            tracing::debug!(id = self.job.id, bytes, "the pages are in memory");
+        }
+        Ok(())
+    }
+
+    /// Everything that CRIU wrote goes to the disk.
+    pub(super) async fn write_out(&mut self) -> Result<(), DumpCause> {
+        if let Some(mut capture) = self.capture.take() {
+            self.manifest.pages = capture.written(self.deadline).await?;
+            self.write_manifest()?;
+        }
+        if self.staged() {
+            super::commit::sync_all(&self.staging)?;
+        }
+        Ok(())
+    }
+
+    /// runc's arguments.
+    fn arguments(&self) -> Vec<OsString> {
+        let job = self.job;
+        let mut args: Vec<OsString> = vec!["checkpoint".into()];
+        args.extend::<[OsString; 4]>([
+            "--image-path".into(),
+            self.staging.clone().into(),
+            "--work-path".into(),
+            self.work.clone().into(),
+        ]);
+        for (flag, on) in [
+            ("--leave-running", !self.exits()),
+            ("--tcp-established", self.tcp() == Tcp::Established),
+            ("--ext-unix-sk", self.external_unix_sockets()),
+            ("--shell-job", job.options.terminal),
+            ("--file-locks", job.options.file_locks || job.settings.file_locks),
+        ] {
+            if on {
+                args.push(flag.into());
+            }
+        }
+        if !job.options.parent_path.is_empty() {
+            args.extend::<[OsString; 2]>(["--parent-path".into(), job.options.parent_path.clone().into()]);
+        }
+        for namespace in &job.options.empty_namespaces {
+            args.extend::<[OsString; 2]>(["--empty-ns".into(), namespace.into()]);
+        }
+        if CGROUPS_MODES.contains(&job.options.cgroups_mode.as_str()) {
+            args.extend::<[OsString; 2]>([
+                "--manage-cgroups-mode".into(),
+                job.options.cgroups_mode.clone().into(),
+            ]);
+        }
+        args.push(job.id.clone().into());
+        args
+    }
+
+    /// What a failed `runc checkpoint` means, with the log kept.
+    fn explain(&self, error: &RuncError) -> DumpCause {
+        if matches!(error, RuncError::Cancelled { .. }) {
+            return DumpCause::Cancelled;
+        }
+        let job = self.job;
+        let log = self.work.join("dump.log");
+        let keeper = Keeper {
+            log_dir: &job.settings.log_dir,
+            namespace: &job.namespace,
+            id: &job.id,
+            bundle: &job.bundle,
+        };
+        let kept = keeper.keep(&log, "dump");
+        if matches!(error, RuncError::TimedOut { .. }) {
+            return DumpCause::TimedOut(error.to_string());
+        }
+        DumpCause::Criu {
+            telling: telling::read(&log, &error.to_string()),
+            culprits: culprits::find(&self.pids()),
+            log: kept,
+        }
+    }
+
+    /// Makes sure that neither a CRIU nor its network lock outlives a failed save.
+    pub(super) async fn end_criu(&mut self) -> Result<(), DumpCause> {
+        let pids = self.pids();
+        let held = stray::is_any(&pids);
+        if held {
+            // Before they may run: they were stopped, and go on only when somebody continues them.
+            self.stop_woken()?;
+            // Under cgroup v1 a CRIU can be stuck in the kernel until the task it attaches to may run again.
+            if let Err(error) = self.job.cgroup.thaw(FREEZE_DEADLINE).await {
+                tracing::warn!(id = self.job.id, %error, "failed to thaw a container that CRIU holds");
+            }
+            if !stray::kill_all(&pids).await {
+                return Err(DumpCause::CriuStays);
+            }
+        }
+        // Whoever killed CRIU: one that failed by itself has taken both back, and a lock there may be another's.
+        if self.locks && !self.saved && (held || !self.criu_ended_itself) {
+            let repaired = lock::end_repair(&pids);
+            let unlocked = lock::remove(&self.job.runc.reaper, self.job.init_pid).await;
+            tracing::debug!(
+                id = self.job.id,
+                repaired,
+                unlocked,
+                "looked for what a killed criu leaves of connections"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Resolves if the worker ends, which it does not before it is told to.
+async fn worker_lost(capture: Option<&Capture>) {
+    match capture {
+        Some(capture) => capture.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when CRIU asks whether the container may end.
+async fn asked(hold: Option<&mut Hold>) {
+    if let Some(hold) = hold
+        && hold.asked().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
+}
