@@ -248,28 +248,28 @@ impl Entry {
     }
 
     /// Publishes that there is no container after all. One that never was is not mentioned.
-    pub fn not_created(mut self, error: &str) {
+    pub fn not_created(mut self, phase: &str, error: &str) {
         if self.is_known && self.record.restored_from.take().is_some() {
             self.record.status = record::Status::Deleted;
-            self.acted("restore", "", Some(error));
+            self.acted("restore", phase, Some(error));
         }
     }
 
     /// Publishes what it runs from now.
-    pub fn restored(&mut self, from: &Path) {
+    pub fn restored(&mut self, from: &Path, phase: &str) {
         self.record.restored_from = Some(from.to_owned());
-        self.acted("restore", "", None);
+        self.acted("restore", phase, None);
     }
 
     /// Publishes a checkpoint. What is returned writes it beside the database, where it outlives the machine's next start; that
     /// may take as long as the disk does.
-    pub fn saved(&mut self, checkpoint: Checkpoint) -> impl FnOnce() + Send + 'static {
+    pub fn saved(&mut self, checkpoint: Checkpoint, phase: &str) -> impl FnOnce() + Send + 'static {
         let checkpoints = &mut self.record.checkpoints;
         checkpoints.retain(|known| known.path != checkpoint.path);
         checkpoints.push(checkpoint);
         let excess = checkpoints.len().saturating_sub(CHECKPOINTS_MAX);
         drop(checkpoints.drain(..excess));
-        self.acted("dump", "", None);
+        self.acted("dump", phase, None);
         let kept = self.places.as_ref().map(|places| places.kept.clone());
         let record = self.record.clone();
         move || {

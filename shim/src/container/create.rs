@@ -115,7 +115,7 @@ pub async fn create(mut request: Request, around: Surroundings) -> Result<Contai
         Ok(init) => init,
         Err(error) => {
             clean(&facts).await;
-            entry.not_created(&error.to_string());
+            entry.not_created(facts.progress.last_phase(), &error.to_string());
             return Err(error);
         }
     };

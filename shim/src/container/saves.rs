@@ -59,7 +59,9 @@ impl Owner {
             owner.canceller = None;
             match &dumped {
                 Ok(dumped) => {
-                    let keep = owner.entry.saved(dumped.checkpoint.clone());
+                    let keep = owner
+                        .entry
+                        .saved(dumped.checkpoint.clone(), owner.facts.progress.last_phase());
                     drop(tokio::task::spawn_blocking(keep));
                     let container_id = owner.facts.id.clone();
                     owner.facts.events.publish(Event::Checkpointed {
@@ -67,7 +69,11 @@ impl Owner {
                         checkpoint: path,
                     });
                 }
-                Err(error) => owner.entry.acted("dump", "", Some(&error.to_string())),
+                Err(error) => owner.entry.acted(
+                    "dump",
+                    owner.facts.progress.last_phase(),
+                    Some(&error.to_string()),
+                ),
             }
             answer(reply, dumped);
         });
@@ -108,7 +114,11 @@ impl Owner {
                     answer(reply, Ok(RestoredInPlace { pid, timings }));
                 }
                 Err(error) => {
-                    owner.entry.acted("restore", "", Some(&error.to_string()));
+                    owner.entry.acted(
+                        "restore",
+                        owner.facts.progress.last_phase(),
+                        Some(&error.to_string()),
+                    );
                     answer(reply, Err(error));
                 }
             }
@@ -126,7 +136,7 @@ impl Owner {
             container_id,
             pid: pid.unsigned_abs(),
         });
-        self.entry.restored(from);
+        self.entry.restored(from, self.facts.progress.last_phase());
     }
 
     /// Brings the entry in the registry up to date.
