@@ -217,8 +217,8 @@ fn what_criu_refuses_is_told_and_changes_nothing() -> Result<()> {
             .and_then(Value::as_str)
             .unwrap_or_default()
     };
-    assert_eq!((last("verb"), last("phase")), ("dump", "save"), "{job}");
-    ensure!(last("error").contains("ghost file"), "{job}");
+    assert_eq!((last("verb"), last("phase")), ("dump", "save"));
+    ensure!(last("error").contains("ghost file"), "{:?}", last("error"));
     talker.ask("drop")?;
     cedana.dump(&["ghostly", "--dir", &into, "--leave-running"])?;
     talker.check()?;
