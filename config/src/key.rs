@@ -165,6 +165,13 @@ pub const KEYS: &[Key] = &[
         set: |settings, value| value.boolean().map(|v| settings.restore.skip_file_check = v),
     },
     Key {
+        name: "restore.lazy",
+        what: "let processes run before their memory is there, and bring it behind them (true|false)",
+        scope: Scope::Container,
+        get: |s| s.restore.lazy.to_string(),
+        set: |settings, value| value.boolean().map(|v| settings.restore.lazy = v),
+    },
+    Key {
         name: "restore.log-dir",
         what: "where logs of failed restores are kept (absolute path)",
         scope: Scope::Host,

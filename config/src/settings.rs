@@ -120,6 +120,8 @@ pub struct Restore {
     pub timeout: Duration,
     /// `restore.skip-file-check`: do not compare the mode of files with what they were.
     pub skip_file_check: bool,
+    /// `restore.lazy`: processes run on before their memory is there; what they touch comes first.
+    pub lazy: bool,
     /// `restore.log-dir`: where the log of a failed restore survives its bundle.
     pub log_dir: PathBuf,
 }
@@ -131,6 +133,7 @@ impl Default for Restore {
             network_lock: NetworkLock::Auto,
             timeout: Duration::ZERO,
             skip_file_check: false,
+            lazy: false,
             log_dir: PathBuf::from(LOG_DIR),
         }
     }

@@ -12,6 +12,7 @@ pub mod create;
 mod execs;
 mod exits;
 mod facts;
+mod filling;
 mod queue;
 mod saves;
 
@@ -33,6 +34,7 @@ use crate::registry::Entry;
 use crate::restore::Restored;
 use crate::state::Status;
 use crate::stdio::StdioRequest;
+use crate::worker::page_server::Filling;
 
 use create::Deferred;
 pub use facts::Facts;
@@ -228,6 +230,8 @@ struct Owner {
     restored: Option<Restored>,
     /// A restore that has to wait for `Start`.
     deferred: Option<Deferred>,
+    /// Its memory is still on its way.
+    filling: Option<Filling>,
     /// The exclusive act under way, by name.
     busy: Option<&'static str>,
     /// Execs whose runc is under way.

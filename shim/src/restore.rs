@@ -1,7 +1,8 @@
 //! The restore, as phases, and the letting go.
 //!
 //! ```text
-//!  Create: find criu -> read images -> prepare directories -> configure criu -> restore (runc restore) -> read pid
+//!  Create: find criu -> read images -> prepare directories -> configure criu -> serve pages -> restore (runc restore)
+//!          -> read pid
 //!          | raise loopback -> unconfigure criu -> put away
 //!  Start:  release
 //! ```
@@ -34,6 +35,7 @@ use crate::error::chain;
 use crate::phases::{self, Phase, Plan, Timing};
 use crate::progress::Progress;
 use crate::runc::Runc;
+use crate::worker::page_server::Filling;
 
 pub use error::{RestoreCause, RestoreError};
 
@@ -91,6 +93,8 @@ pub struct Restored {
     pub pid: i32,
     /// Processes that were stopped before the dump already, by the container's own pids: they are not let go.
     stopped: Vec<i32>,
+    /// Its memory comes behind it; none if all of it is there.
+    pub filling: Option<Filling>,
     /// How long each phase took.
     pub timings: Vec<Timing>,
 }
@@ -114,13 +118,15 @@ struct Restoring {
     summary: Summary,
     manifest: Manifest,
     environment: Vec<(OsString, OsString)>,
+    /// What gives the memory behind the processes.
+    filling: Option<Filling>,
     /// Nobody was in the container's cgroup when the restore began.
     cgroup_was_vacant: bool,
     pid: i32,
 }
 
 /// Up to the point from which the processes are there.
-fn before_commit() -> [Phase<Restoring, RestoreCause>; 6] {
+fn before_commit() -> [Phase<Restoring, RestoreCause>; 7] {
     [
         Phase {
             name: "find criu",
@@ -141,6 +147,11 @@ fn before_commit() -> [Phase<Restoring, RestoreCause>; 6] {
             name: "configure criu",
             act: |restore| Box::pin(async { restore.configure() }),
             undo: Some(|restore| Box::pin(async { restore.unconfigure() })),
+        },
+        Phase {
+            name: "serve pages",
+            act: |restore| Box::pin(restore.serve_pages()),
+            undo: Some(|restore| Box::pin(restore.stop_serving())),
         },
         Phase {
             name: "restore",
@@ -210,6 +221,7 @@ pub async fn restore(job: RestoreJob) -> Result<Restored, RestoreError> {
             Ok(Restored {
                 pid: restoring.pid,
                 stopped,
+                filling: restoring.filling,
                 timings: completed.timings,
             })
         }

@@ -72,10 +72,15 @@ impl Owner {
         };
         self.exclusively("start", restore, move |owner, init| {
             match init {
-                Ok(Init::Here { pid, streams, .. }) => {
+                Ok(Init::Here {
+                    pid,
+                    streams,
+                    restored,
+                }) => {
                     owner.init.pid = pid;
                     owner.init.streams = Some(streams);
                     owner.watch_init();
+                    owner.follow_filling(restored.and_then(|restored| restored.filling));
                     owner.started(reply);
                 }
                 Ok(Init::Later(_)) => answer(

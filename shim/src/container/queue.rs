@@ -35,6 +35,7 @@ pub(super) fn own(facts: Arc<Facts>, init: Init, stdio: StdioRequest, entry: Ent
         execs: HashMap::new(),
         restored,
         deferred,
+        filling: None,
         busy: None,
         starting: 0,
         waiting: VecDeque::new(),
@@ -52,6 +53,8 @@ pub(super) fn own(facts: Arc<Facts>, init: Init, stdio: StdioRequest, entry: Ent
     if pid > 0 {
         owner.watch_init();
     }
+    let filling = owner.restored.as_ref().and_then(|restored| restored.filling.clone());
+    owner.follow_filling(filling);
     drop(tokio::spawn(owner.run(inbox)));
     Container {
         queue,

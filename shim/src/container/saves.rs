@@ -9,16 +9,17 @@ use jobs::record;
 use super::acts::{delete_from_runc, let_go};
 use super::create::{Init, restore_init};
 use super::execs::drain;
+use super::filling::until_filled;
 use super::queue::answer;
 use super::{Facts, Owner, Reply, RestoredInPlace};
 use crate::cgroup::moves;
 use crate::dump::{self, CheckpointOptions, DumpJob, Dumped};
 use crate::error::{Error, Result, internal};
 use crate::events::Event;
-use crate::phases::Timing;
 use crate::process::Process;
 use crate::progress::Canceller;
 use crate::registry::millis;
+use crate::restore::Restored;
 use crate::state::{Act, Status, check};
 use crate::stdio::{self, StdioRequest, Streams};
 
@@ -38,7 +39,9 @@ impl Owner {
         let (canceller, cancel) = Canceller::new();
         self.canceller = Some(canceller);
         let origin = self.entry.origin();
+        let filling = self.filling.clone();
         let dump = async move {
+            until_filled(filling, &facts.progress, &cancel).await?;
             let job = DumpJob {
                 runc: facts.runc.clone(),
                 namespace: facts.namespace.clone(),
@@ -109,8 +112,9 @@ impl Owner {
         // Told as a start: the exit of what is restored, if it comes at once, has to wait for it.
         self.exclusively("start", restore, move |owner, restored| {
             match restored {
-                Ok((pid, streams, timings)) => {
+                Ok((pid, streams, Restored { timings, filling, .. })) => {
                     owner.runs_again(pid, streams, stdio, &from);
+                    owner.follow_filling(filling);
                     answer(reply, Ok(RestoredInPlace { pid, timings }));
                 }
                 Err(error) => {
@@ -161,7 +165,7 @@ async fn in_place(
     stdio: &StdioRequest,
     checkpoint: PathBuf,
     settings: &config::Restore,
-) -> Result<(i32, Streams, Vec<Timing>)> {
+) -> Result<(i32, Streams, Restored)> {
     delete_from_runc(facts, None).await?;
     let prepared =
         stdio::prepare(stdio, &facts.stdio_context(&facts.id)).map_err(internal("set up the stdio"))?;
@@ -181,7 +185,7 @@ async fn in_place(
         }
         return Err(error);
     }
-    Ok((pid, streams, restored.timings))
+    Ok((pid, streams, restored))
 }
 
 /// The streams less the fifos that are gone with the client who had made them.
