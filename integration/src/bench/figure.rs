@@ -87,7 +87,7 @@ pub const RUN_REGISTRY: Figure = Figure {
 pub const PS_1000: Figure = Figure {
     key: "ps_1000",
     unit: "ms",
-    ratio_max: 0.5,
+    ratio_max: 0.35,
     ours_max: Some(50.0),
 };
 
