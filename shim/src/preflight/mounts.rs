@@ -80,6 +80,33 @@ struct Configured {
 #[serde(default)]
 struct Spec {
     mounts: Option<Vec<Configured>>,
+    linux: Option<Linux>,
+}
+
+/// What `linux` has that becomes mounts.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Linux {
+    masked_paths: Option<Vec<PathBuf>>,
+}
+
+impl Spec {
+    /// Everything that runc mounts. After a restore a masked file is the host's /dev/null, and not the container's any more.
+    fn mounts(self) -> Vec<Configured> {
+        let masked = self
+            .linux
+            .and_then(|linux| linux.masked_paths)
+            .unwrap_or_default();
+        let masked = masked.into_iter().map(|destination| Configured {
+            destination,
+            ..Configured::default()
+        });
+        self.mounts
+            .unwrap_or_default()
+            .into_iter()
+            .chain(masked)
+            .collect()
+    }
 }
 
 /// The mounts of all mount namespaces of a container. A process that has gone into one of its own keeps what it had open.
@@ -214,7 +241,7 @@ fn configured(path: &Path) -> Option<Vec<Configured>> {
         .read_to_end(&mut text)
         .ok()?;
     let spec: Spec = serde_json::from_slice(&text).ok()?;
-    Some(spec.mounts.unwrap_or_default())
+    Some(spec.mounts())
 }
 
 fn mounts_of(pid: i32) -> Option<Vec<Mount>> {
@@ -289,6 +316,18 @@ mod tests {
     }
 
     #[test]
+    fn masked_paths_are_configured() {
+        let spec: Spec = serde_json::from_str(r#"{"linux":{"maskedPaths":["/proc/keys"]}}"#).unwrap();
+        assert_eq!(spec.mounts()[0].destination, Path::new("/proc/keys"));
+        assert!(
+            serde_json::from_str::<Spec>(r#"{"linux":null,"mounts":null}"#)
+                .unwrap()
+                .mounts()
+                .is_empty()
+        );
+    }
+
+    #[test]
     fn volumes_are_named_and_what_engines_always_bind_is_not() {
         let spec: Spec = serde_json::from_str(
             r#"{"mounts":[{"destination":"/proc","type":"proc"},
@@ -298,7 +337,7 @@ mod tests {
         )
         .unwrap();
         let mut findings = Findings::default();
-        note_binds(&spec.mounts.unwrap(), &mut findings);
+        note_binds(&spec.mounts(), &mut findings);
         let (all, _unseen) = findings.into_sorted();
         let what: Vec<&str> = all.iter().map(|finding| finding.what.as_str()).collect();
         assert_eq!(
