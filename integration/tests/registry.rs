@@ -358,9 +358,12 @@ fn a_full_disk_costs_a_warning() -> Result<()> {
     late.remove()?;
     drop(file);
     fs::remove_file(&filler)?;
-    machine
-        .check_unharmed(&containers)
-        .with_context(|| format!("with room again; cedana ps: {:?}", machine.cedana.run(&["ps", "--all"])))
+    machine.check_unharmed(&containers).with_context(|| {
+        format!(
+            "with room again; cedana ps: {:?}",
+            machine.cedana.run(&["ps", "--all"])
+        )
+    })
 }
 
 struct Unmount<'path>(&'path Path);

@@ -114,8 +114,7 @@ fn in_parallel(act: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
             .collect();
         parts
             .into_iter()
-            .map(|part| part.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked"))))
-            .collect()
+            .try_for_each(|part| part.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked"))))
     })
 }
 
