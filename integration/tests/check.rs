@@ -6,6 +6,7 @@ use std::os::unix::net::UnixListener;
 use anyhow::{Context, Result, ensure};
 use integration::by_ctr::Talker;
 use integration::cedana::{Cedana, code};
+use integration::cedana_counter::Counter;
 use integration::engine::Said;
 use integration::host::Host;
 use integration::need;
@@ -343,4 +344,20 @@ fn preflight_is_for_people_too() -> Result<()> {
         ensure!(said.code == 1 && said.stderr.contains(part), "{said:?}");
     }
     Ok(())
+}
+
+#[test]
+fn what_was_restored_can_be_dumped_again() -> Result<()> {
+    need!(OurShim, "another shim has no preflight");
+    need!(Criu, "dumps");
+    let host = host()?;
+    let counter = Counter::run(&host, "c")?;
+    let cedana = Cedana::on(&host);
+    let job = counter.job();
+    cedana.dump(&[&job])?;
+    cedana.restore(&[&job])?;
+    let (exit, found) = report(&host)?;
+    ensure!(found.can_dump && exit == 0, "{exit}: {found:?}");
+    cedana.dump(&[&job, "--leave-running"])?;
+    counter.kill_and_delete()
 }
