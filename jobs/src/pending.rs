@@ -27,6 +27,9 @@ const ATTEMPTS: usize = 3;
 pub struct Pending {
     /// The checkpoint, a directory.
     pub checkpoint: PathBuf,
+    /// What it was unpacked from, if it was: what the registry names.
+    #[serde(default)]
+    pub unpacked_from: Option<PathBuf>,
     /// Who waits for it.
     pub asker: Process,
     /// Settings for this restore by their dotted names (`restore.tcp`); they win over all others.
@@ -192,6 +195,7 @@ mod tests {
         let settings = [("restore.tcp".to_owned(), "close".to_owned())].into();
         Pending {
             checkpoint: "/checkpoints/one".into(),
+            unpacked_from: None,
             asker,
             settings,
         }

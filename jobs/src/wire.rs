@@ -87,6 +87,9 @@ pub struct RestoreRequest {
     pub id: String,
     /// The checkpoint, a directory.
     pub path: PathBuf,
+    /// What it was unpacked from, if it was: what the registry names.
+    #[serde(default)]
+    pub unpacked_from: Option<PathBuf>,
     /// Settings for this restore by their dotted names (`restore.tcp`); they win over all others.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,

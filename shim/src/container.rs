@@ -105,6 +105,8 @@ pub enum Command {
     },
     Restore {
         checkpoint: PathBuf,
+        /// What the checkpoint was unpacked from, if it was.
+        unpacked_from: Option<PathBuf>,
         settings: Box<config::Restore>,
         reply: Reply<RestoredInPlace>,
     },

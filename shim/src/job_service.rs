@@ -135,6 +135,7 @@ impl Method {
         let restored = container
             .ask(|reply| Command::Restore {
                 checkpoint: request.path,
+                unpacked_from: request.unpacked_from,
                 settings,
                 reply,
             })

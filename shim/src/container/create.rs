@@ -99,17 +99,19 @@ pub async fn create(mut request: Request, around: Surroundings) -> Result<Contai
     let mut settings = settings(&spec, &request.options)?;
     let registry = Arc::clone(&around.registry);
     let key = registry.key(&request.namespace, &request.id);
+    let mut unpacked_from = None;
     if let Some(pending) = registry.pending(settings.db.path.as_deref(), &key)? {
         settings = settings
             .with_flags(&pending.settings)
             .map_err(|error| Error::InvalidArgument(chain(&error)))?;
         request.checkpoint = pending.checkpoint.display().to_string();
+        unpacked_from = pending.unpacked_from;
     }
     let facts = Arc::new(Facts::new(&request, spec, settings, key, around));
     refuse_foreign_state(&facts)?;
     give_criu_a_config(&facts)?;
     mount_rootfs(&facts.bundle, &request.rootfs)?;
-    let entry = registry.entry(facts.new_entry(&request));
+    let entry = registry.entry(facts.new_entry(&request, unpacked_from.as_deref()));
     let strangers = facts.reaper.expect_strangers();
     let init = match init(&facts, &request).await {
         Ok(init) => init,
@@ -171,8 +173,8 @@ impl Facts {
         }
     }
 
-    fn new_entry<'a>(&'a self, request: &'a Request) -> New<'a> {
-        let checkpoint = Path::new(&request.checkpoint);
+    fn new_entry<'a>(&'a self, request: &'a Request, unpacked_from: Option<&'a Path>) -> New<'a> {
+        let checkpoint = unpacked_from.unwrap_or(Path::new(&request.checkpoint));
         New {
             database: self.settings.db.path.as_deref(),
             key: self.key.clone(),

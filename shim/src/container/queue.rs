@@ -148,9 +148,10 @@ impl Owner {
             } => self.checkpoint(*options, settings, reply),
             Command::Restore {
                 checkpoint,
+                unpacked_from,
                 settings,
                 reply,
-            } => self.restore(checkpoint, *settings, reply),
+            } => self.restore(checkpoint, unpacked_from, *settings, reply),
             Command::Cancel { reply } => {
                 let cancelled = self.cancel();
                 answer(reply, cancelled);

@@ -94,6 +94,7 @@ impl Owner {
     pub(super) fn restore(
         &mut self,
         checkpoint: PathBuf,
+        unpacked_from: Option<PathBuf>,
         settings: config::Restore,
         reply: Reply<RestoredInPlace>,
     ) {
@@ -103,7 +104,7 @@ impl Owner {
         let facts = Arc::clone(&self.facts);
         let strangers = facts.reaper.expect_strangers();
         let (streams, stdio) = (self.init.streams.take(), what_is_there(&self.init.stdio));
-        let (from, request) = (checkpoint.clone(), stdio.clone());
+        let (from, request) = (unpacked_from.unwrap_or_else(|| checkpoint.clone()), stdio.clone());
         let restore = async move {
             let _moves = moves::expect();
             drain(streams).await;

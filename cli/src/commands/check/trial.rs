@@ -178,6 +178,7 @@ impl Trial<'_> {
         let request = RestoreRequest {
             id: self.id.clone(),
             path: path.to_owned(),
+            unpacked_from: None,
             settings: Default::default(),
         };
         let socket = &record.shim.socket;

@@ -75,6 +75,7 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
         key: &key,
         spool: &spool,
         name: &id,
+        kept: images.kept(),
         checkpoint: images.directory(),
         settings: args.flags.settings()?,
     };

@@ -35,6 +35,7 @@ pub async fn in_place(order: &Order<'_>, record: &Record) -> Result<i32, Error> 
     let request = RestoreRequest {
         id: order.key.id.clone(),
         path: order.checkpoint.to_owned(),
+        unpacked_from: order.unpacked_from(),
         settings: order.settings.clone(),
     };
     let call = shim::call(&record.shim.socket, wire::RESTORE, &request, RESTORE_LIMIT);

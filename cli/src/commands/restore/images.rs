@@ -28,6 +28,7 @@ const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 /// A checkpoint that can be restored from.
 #[derive(Debug)]
 pub struct Images {
+    kept: PathBuf,
     directory: PathBuf,
     _unpacked: Option<Unpacked>,
 }
@@ -66,6 +67,7 @@ impl Images {
         let form = archive::detect(&path).map_err(|error| Error::usage(format!("failed to {error}")))?;
         let images = if form == Form::Directory {
             Self {
+                kept: path.clone(),
                 directory: path.clone(),
                 _unpacked: None,
             }
@@ -80,6 +82,11 @@ impl Images {
             .hint("a dump that failed or was interrupted leaves no checkpoint"));
         }
         Ok(images)
+    }
+
+    /// The checkpoint as it is kept: the directory, or the archive that was unpacked to it.
+    pub fn kept(&self) -> &Path {
+        &self.kept
     }
 
     /// Its directory.
@@ -137,6 +144,7 @@ async fn unpack(path: &Path, context: &Context) -> Result<Images, Error> {
     };
     match done {
         Ok(Ok(_)) => Ok(Images {
+            kept: path.to_owned(),
             directory,
             _unpacked: Some(unpacked),
         }),

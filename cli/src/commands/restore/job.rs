@@ -73,6 +73,7 @@ pub async fn bring_back(
         key: &job.key,
         spool: &spool,
         name: &job.name,
+        kept: images.kept(),
         checkpoint: images.directory(),
         settings: flags.settings()?,
     };

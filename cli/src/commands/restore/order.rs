@@ -1,7 +1,7 @@
 //! A restore that is wanted, and the look at what came of it.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use jobs::liveness;
 use jobs::pending::{self, Pending, Placed};
@@ -19,13 +19,20 @@ pub struct Order<'a> {
     pub spool: &'a Spool,
     /// What its user calls it.
     pub name: &'a str,
-    /// The directory of the images.
+    /// The checkpoint as it is kept.
+    pub kept: &'a Path,
+    /// The directory of its images: itself, or what it was unpacked to.
     pub checkpoint: &'a Path,
     /// Settings that were said for this restore.
     pub settings: BTreeMap<String, String>,
 }
 
 impl Order<'_> {
+    /// What the images were unpacked from, if they were.
+    pub fn unpacked_from(&self) -> Option<PathBuf> {
+        (self.kept != self.checkpoint).then(|| self.kept.to_owned())
+    }
+
     /// Leaves word for the shim that will create the container. It counts as long as the answer is kept.
     ///
     /// # Errors
@@ -35,6 +42,7 @@ impl Order<'_> {
             liveness::own().map_err(|source| Error::failed(format!("failed to read /proc: {source}")))?;
         let pending = Pending {
             checkpoint: self.checkpoint.to_owned(),
+            unpacked_from: self.unpacked_from(),
             asker,
             settings: self.settings.clone(),
         };
@@ -59,7 +67,7 @@ impl Order<'_> {
             .read(self.key)
             .map_err(|error| Error::failed(format!("failed to {error}")))?;
         record
-            .filter(|record| record.restored_from.as_deref() == Some(self.checkpoint))
+            .filter(|record| record.restored_from.as_deref() == Some(self.kept))
             .ok_or_else(|| {
                 Error::failed(format!(
                     "{} was not restored: its runtime started it afresh",
