@@ -260,6 +260,20 @@ impl Manifest {
         differences
     }
 
+    /// The first part that is not there, or has another size: what can be known without reading any. `size_of` tells the size
+    /// of a regular file by its name below the checkpoint's directory.
+    pub fn misfit(&self, mut size_of: impl FnMut(&Path) -> Option<u64>) -> Option<Difference> {
+        self.parts.iter().find_map(|part| match size_of(&part.path) {
+            None => Some(Difference::Missing(part.path.clone())),
+            Some(found) if found != part.size => Some(Difference::Size {
+                path: part.path.clone(),
+                wanted: part.size,
+                found,
+            }),
+            Some(_) => None,
+        })
+    }
+
     /// Features that the processor of the dump had and this one lacks. A program that looked for them once uses
     /// them on, and dies here.
     pub fn lacking(&self, host: &Host) -> Vec<String> {
@@ -470,6 +484,25 @@ mod tests {
         );
         assert_eq!(changed(&[pages]), [Difference::Missing("rootfs/diff.tar".into())]);
         assert_eq!(Manifest::default().compare(&[own]), []);
+    }
+
+    #[test]
+    fn a_wrong_size_is_known_without_reading() {
+        let manifest = full();
+        let sizes = |pages, diff| {
+            move |path: &Path| match path.to_str() {
+                Some("pages-1.img") => pages,
+                Some("rootfs/diff.tar") => diff,
+                _ => None,
+            }
+        };
+        assert_eq!(manifest.misfit(sizes(Some(4096), Some(7))), None);
+        assert_eq!(
+            manifest.misfit(sizes(Some(4096), None)),
+            Some(Difference::Missing("rootfs/diff.tar".into()))
+        );
+        let cut = manifest.misfit(sizes(Some(4095), Some(7))).expect("cut");
+        assert_eq!(cut.to_string(), "pages-1.img has 4095 bytes instead of 4096");
     }
 
     #[test]

@@ -15,6 +15,7 @@
 //! - *save* goes into a directory of its own inside the image directory: CRIU leaves the files of an earlier dump
 //!   beside its own, and a dump that fails must not have spoilt the one that was there.
 //! - *let go on*: a container that goes on does not stand still while its images are written to the disk.
+//! - *write out* digests every file for the manifest, and syncs it; pages that a worker took come with their digests.
 //! - the images are complete when they are renamed into place: that is the commit.
 //!
 //! Invariants: when a dump fails, the application goes on as it was, paused if it was paused; only when CRIU has ended it, as
@@ -23,8 +24,10 @@
 
 mod capture;
 mod commit;
+mod describe;
 mod error;
 pub(crate) mod hold;
+mod parts;
 mod save;
 mod steps;
 
@@ -37,13 +40,14 @@ use jobs::record::{Checkpoint, Origin};
 use crate::cgroup::Cgroup;
 use crate::criu::Criu;
 use crate::criu::manifest::Manifest;
-use crate::phases::{Phase, Plan, Timing};
+use crate::phases::{Phase, Plan, Stopwatch, Timing};
 use crate::progress::{Cancel, Progress};
 use crate::runc::Runc;
 
 use capture::Capture;
 pub use error::{DumpCause, DumpError};
 use hold::Hold;
+use parts::Parts;
 
 /// The phases before the commit that follow the save.
 const AFTER_SAVE: [&str; 4] = ["verify", "let go on", "write out", "commit"];
@@ -160,6 +164,10 @@ struct Dumping<'j> {
     hold: Option<Hold>,
     deadline: Duration,
     manifest: Manifest,
+    /// What is known of the files of the dump.
+    parts: Parts,
+    /// When each phase began.
+    watch: &'j Stopwatch,
 }
 
 /// Up to the commit: a failure takes everything back.
@@ -269,8 +277,13 @@ pub async fn dump(job: &DumpJob) -> Result<Dumped, DumpError> {
         before: &before_commit(),
         after: &after_commit(),
     };
-    let mut dumping = Dumping::new(job);
-    let result = plan.run(&mut dumping, &|phase| job.begins(phase)).await;
+    let watch = Stopwatch::default();
+    let mut dumping = Dumping::new(job, &watch);
+    let follow = |phase| {
+        watch.begins(phase);
+        job.begins(phase)
+    };
+    let result = plan.run(&mut dumping, &follow).await;
     job.progress.ends();
     match result {
         Ok(completed) => {

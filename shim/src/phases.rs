@@ -17,6 +17,7 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What an act or undo returns: a future over the context it was given.
@@ -67,6 +68,30 @@ pub struct Timing {
     pub phase: &'static str,
     /// From its call to its return.
     pub took: Duration,
+}
+
+/// When each phase began, for who wants to know it before the plan has come to its end.
+#[derive(Debug, Default)]
+pub struct Stopwatch(Mutex<Vec<(&'static str, Instant)>>);
+
+impl Stopwatch {
+    /// A phase begins.
+    pub fn begins(&self, phase: &'static str) {
+        let mut began = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        began.push((phase, Instant::now()));
+    }
+
+    /// The phases so far, the last one up to now.
+    pub fn timings(&self) -> Vec<Timing> {
+        let began = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let ends = began.iter().skip(1).map(|(_, at)| *at).chain([Instant::now()]);
+        let both = began.iter().zip(ends);
+        both.map(|((phase, from), to)| Timing {
+            phase,
+            took: to.saturating_duration_since(*from),
+        })
+        .collect()
+    }
 }
 
 /// A plan that reached its commit.
@@ -268,6 +293,16 @@ mod tests {
         .expect("no failure");
         let names: Vec<&str> = completed.timings.iter().map(|timing| timing.phase).collect();
         assert_eq!(names, ["a", "b", "c", "x", "y"]);
+    }
+
+    #[test]
+    fn a_stopwatch_tells_phases_before_the_end() {
+        let watch = Stopwatch::default();
+        assert_eq!(watch.timings(), []);
+        watch.begins("a");
+        watch.begins("b");
+        let phases: Vec<&str> = watch.timings().iter().map(|timing| timing.phase).collect();
+        assert_eq!(phases, ["a", "b"]);
     }
 
     #[tokio::test]

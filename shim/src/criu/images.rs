@@ -58,6 +58,14 @@ pub enum ImageError {
         /// The file.
         path: PathBuf,
     },
+    /// The manifest is not for this shim, or the files are not those that it lists.
+    #[error("use {}: {problem}", dir.display())]
+    Manifest {
+        /// The image directory.
+        dir: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
 }
 
 /// What a dump consists of, as far as a restore cares before CRIU does.

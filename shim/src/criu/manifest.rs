@@ -1,143 +1,135 @@
-//! With what a dump was made, for the restore: `cedana.json` among the image files.
+//! `cedana.json` among the image files: what a restore has to know of the dump, and what belongs to it.
 //!
 //! CRIU wants some options of the dump again at the restore, and a client that restores does not know them. The file is
-//! flat and small, so it survives every way an image directory travels (containerd tars it, CRI copies it file by file).
+//! flat, so it survives every way an image directory travels (containerd tars it, CRI copies it file by file).
 //! A dump without it, made by containerd's own shim, is restored from what its images tell.
 //!
 //! The file may come from anywhere: it can switch nothing on that reaches outside the container.
 
-use std::fs;
-use std::io::{self, ErrorKind};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 
-use jobs::record::Origin;
-use serde::{Deserialize, Serialize};
+use oci_bundles::manifest::{BYTES_MAX, SCHEMA};
+pub use oci_bundles::manifest::{Manifest, NAME};
 
 use super::file::read_regular;
-use crate::capture::Part;
+use super::images::ImageError;
 
-/// The name in the image directory.
-pub const NAME: &str = "cedana.json";
+/// Its name until it is complete.
+const UNFINISHED: &str = ".cedana.json";
 
-/// Written into the file. A reader refuses newer ones, whose fields it cannot honour.
-const SCHEMA: u32 = 1;
-
-/// A manifest has under 1 KiB, unless a thousand processes were stopped.
-const SIZE_MAX: u64 = 64 * 1024;
-
-/// What a restore has to know.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Manifest {
-    schema: u32,
-    /// CRIU's version at the dump, for people.
-    #[serde(default)]
-    pub criu: String,
-    /// The dump took the terminal of a shell along (`--shell-job`).
-    #[serde(default)]
-    pub shell_job: bool,
-    /// It left sockets out that were connected to the host (`--ext-unix-sk`).
-    #[serde(default)]
-    pub external_unix_sockets: bool,
-    /// It closed the TCP connections.
-    #[serde(default)]
-    pub tcp_closed: bool,
-    /// Processes that were stopped by a signal and that the images hold as running, by the container's own pids.
-    #[serde(default)]
-    pub stopped: Vec<i32>,
-    /// The files of pages, if they were captured.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub pages: Vec<Part>,
-    /// Whose it is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub origin: Option<Origin>,
+/// Writes it into an image directory, in place of an earlier one.
+///
+/// # Errors
+/// What the file system says; the earlier one is as it was then.
+pub fn write(dir: &Path, manifest: &Manifest) -> io::Result<()> {
+    let unfinished = dir.join(UNFINISHED);
+    let written = manifest.text().map_err(io::Error::from).and_then(|text| {
+        File::create(&unfinished)?.write_all(&text)?;
+        fs::rename(&unfinished, dir.join(NAME))
+    });
+    if written.is_err() {
+        // Of the two errors the first one tells more.
+        drop(fs::remove_file(&unfinished));
+    }
+    written
 }
 
-impl Default for Manifest {
-    fn default() -> Self {
-        Self {
-            schema: SCHEMA,
-            criu: String::new(),
-            shell_job: false,
-            external_unix_sockets: false,
-            tcp_closed: false,
-            stopped: Vec::new(),
-            pages: Vec::new(),
-            origin: None,
-        }
+/// Reads the one of an image directory, and looks whether all that it lists is there, without reading it; an empty one if there
+/// is none.
+///
+/// CRIU reads a truncated file of pages again and again until somebody ends it: it must not come to that.
+///
+/// # Errors
+/// It cannot be read, is damaged or newer than this shim, or a file is missing or has another size than it had.
+pub fn read(dir: &Path) -> Result<Manifest, ImageError> {
+    let path = dir.join(NAME);
+    let text = match read_regular(&path, BYTES_MAX) {
+        Ok(text) => text,
+        Err(source) if source.kind() == ErrorKind::NotFound => return Ok(empty()),
+        Err(source) => return Err(ImageError::Read { path, source }),
+    };
+    let of = |problem: String| ImageError::Manifest {
+        dir: dir.to_owned(),
+        problem,
+    };
+    let manifest = Manifest::parse(&text).map_err(|error| of(error.to_string()))?;
+    let size_of = |name: &Path| {
+        let metadata = fs::symlink_metadata(dir.join(name)).ok()?;
+        metadata.is_file().then(|| metadata.len())
+    };
+    match manifest.misfit(size_of) {
+        Some(difference) => Err(of(difference.to_string())),
+        None => Ok(manifest),
     }
 }
 
-impl Manifest {
-    /// That of a dump of this job.
-    pub fn of(origin: Origin) -> Self {
-        Self {
-            origin: Some(origin),
-            ..Self::default()
-        }
-    }
-
-    /// Writes it into an image directory.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn write(&self, dir: &Path) -> io::Result<()> {
-        fs::write(dir.join(NAME), serde_json::to_vec(self)?)
-    }
-
-    /// Reads the one of an image directory; the default one if there is none.
-    ///
-    /// # Errors
-    /// It cannot be read, is damaged, or is newer than this shim.
-    pub fn read(dir: &Path) -> io::Result<Self> {
-        let bytes = match read_regular(&dir.join(NAME), SIZE_MAX) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
-            Err(error) => return Err(error),
-        };
-        Self::parse(&bytes)
-    }
-
-    fn parse(bytes: &[u8]) -> io::Result<Self> {
-        let manifest: Self = serde_json::from_slice(bytes)?;
-        if manifest.schema > SCHEMA {
-            let text = format!(
-                "schema {} is newer than this shim, which knows {SCHEMA}",
-                manifest.schema
-            );
-            return Err(io::Error::new(ErrorKind::Unsupported, text));
-        }
-        Ok(manifest)
+/// One that tells nothing.
+pub fn empty() -> Manifest {
+    Manifest {
+        schema: SCHEMA,
+        ..Manifest::default()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use oci_bundles::manifest::{Digest, Part};
+
     use super::*;
 
     #[test]
-    fn what_was_written_is_read_and_nothing_is_the_default() {
+    fn what_was_written_is_read_and_nothing_is_empty() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        assert_eq!(Manifest::read(dir.path()).expect("none"), Manifest::default());
+        assert_eq!(read(dir.path()).expect("none"), empty());
         let manifest = Manifest {
             shell_job: true,
             stopped: vec![7],
-            ..Manifest::default()
+            ..empty()
         };
-        manifest.write(dir.path()).expect("write");
-        assert_eq!(Manifest::read(dir.path()).expect("read"), manifest);
+        write(dir.path(), &empty()).expect("write");
+        write(dir.path(), &manifest).expect("write");
+        assert_eq!(read(dir.path()).expect("read"), manifest);
+        assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 1);
     }
 
     #[test]
-    fn an_unknown_field_is_ignored_and_a_newer_schema_refused() {
+    fn an_older_one_is_read_and_a_newer_or_damaged_one_refused() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
         for (text, ok) in [
-            (r#"{"schema": 1}"#, true),
-            (r#"{"schema": 1, "invented": [1]}"#, true),
-            (r#"{"schema": 2}"#, false),
+            (r#"{"schema": 1, "stopped": [3]}"#, true),
+            (r#"{"schema": 2, "invented": [1]}"#, true),
+            (r#"{"schema": 3}"#, false),
             (r#"{"schema": 1, "stopped": "all"}"#, false),
-            ("{}", false),
             ("", false),
         ] {
-            assert_eq!(Manifest::parse(text.as_bytes()).is_ok(), ok, "{text}");
+            fs::write(dir.path().join(NAME), text).expect("write");
+            assert_eq!(read(dir.path()).is_ok(), ok, "{text}");
         }
+    }
+
+    #[test]
+    fn a_file_that_is_cut_or_gone_is_named() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let pages = dir.path().join("pages-1.img");
+        let manifest = Manifest {
+            parts: vec![Part {
+                path: "pages-1.img".into(),
+                size: 4096,
+                digest: Digest::Blake3([0; 32]),
+            }],
+            ..empty()
+        };
+        write(dir.path(), &manifest).expect("write");
+        let told = |wanted: &str| {
+            let said = read(dir.path()).expect_err(wanted).to_string();
+            assert!(said.contains(wanted), "{said}");
+        };
+        told("pages-1.img is missing");
+        fs::write(&pages, [0; 4000]).expect("write");
+        told("pages-1.img has 4000 bytes instead of 4096");
+        fs::write(&pages, [1; 4096]).expect("write");
+        assert!(read(dir.path()).is_ok(), "digests are not looked at");
     }
 }

@@ -110,7 +110,7 @@ const KINDS: [&str; 85] = [
 ];
 
 /// Whether a dump gives this name to a file of its own.
-fn is_image(name: &OsStr) -> bool {
+pub fn is_image(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
     if name == DESCRIPTORS || name == manifest::NAME {
         return true;

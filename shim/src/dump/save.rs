@@ -7,7 +7,7 @@ use config::Tcp;
 
 use super::capture::{self, Capture, WORTH_IT};
 use super::hold::Hold;
-use super::{DumpCause, Dumping};
+use super::{DumpCause, Dumping, describe};
 use crate::criu::logs::Keeper;
 use crate::criu::{culprits, lock, proc, stray, telling, work};
 use crate::progress::Canceller;
@@ -123,13 +123,35 @@ impl Dumping<'_> {
     /// Everything that CRIU wrote goes to the disk.
     pub(super) async fn write_out(&mut self) -> Result<(), DumpCause> {
         if let Some(mut capture) = self.capture.take() {
-            self.manifest.pages = capture.written(self.deadline).await?;
-            self.write_manifest()?;
+            self.parts.take_in(capture.written(self.deadline).await?);
         }
-        if self.staged() {
+        if self.list_parts().await? && self.staged() {
+            self.write_manifest()?;
             super::commit::sync_all(&self.staging)?;
         }
         Ok(())
+    }
+
+    /// Completes the manifest; false if it was complete, as it is when CRIU asked before it ended the container.
+    async fn list_parts(&mut self) -> Result<bool, DumpCause> {
+        let parts = std::mem::take(&mut self.parts);
+        let (dir, all) = (self.staging.clone(), self.staged());
+        let listing = tokio::task::spawn_blocking(move || parts.complete(&dir, all));
+        self.parts = match listing.await {
+            Ok(parts) => parts.map_err(DumpCause::files("digest the files in", &self.staging))?,
+            Err(error) => {
+                return Err(DumpCause::files("digest the files in", &self.staging)(
+                    error.into(),
+                ));
+            }
+        };
+        let parts = self.parts.list();
+        if parts == self.manifest.parts {
+            return Ok(false);
+        }
+        self.manifest.parts = parts;
+        (self.manifest.timings, self.manifest.frozen_us) = describe::timings(&self.watch.timings());
+        Ok(true)
     }
 
     /// runc's arguments.

@@ -6,16 +6,17 @@ use std::path::Path;
 use std::time::Duration;
 
 use config::{NetworkLock, Tcp};
-use jobs::record::Checkpoint;
+use jobs::record::{Checkpoint, Origin};
 use nix::sys::signal::Signal;
 use tokio::time::sleep;
 
 use super::hold::Hold;
-use super::{DumpCause, DumpJob, Dumping, commit};
+use super::parts::Parts;
+use super::{DumpCause, DumpJob, Dumping, commit, describe};
 use crate::cgroup::CgroupError;
 use crate::criu::conf::{self, Options, Request};
-use crate::criu::manifest::Manifest;
-use crate::criu::{Criu, connections, images, proc, stray, work};
+use crate::criu::{Criu, connections, images, manifest, proc, stray, work};
+use crate::phases::Stopwatch;
 use crate::progress::size_of;
 use crate::restore::loopback;
 
@@ -49,7 +50,7 @@ const CONNECTIONS_SHOWN_MAX: usize = 3;
 pub(super) const CGROUPS_MODES: [&str; 4] = ["soft", "full", "strict", "ignore"];
 
 impl<'j> Dumping<'j> {
-    pub(super) fn new(job: &'j DumpJob) -> Self {
+    pub(super) fn new(job: &'j DumpJob, watch: &'j Stopwatch) -> Self {
         let staging = if job.options.parent_path.is_empty() {
             job.options.image_path.join(STAGING)
         } else {
@@ -78,7 +79,9 @@ impl<'j> Dumping<'j> {
             drained: false,
             hold: None,
             deadline: job.settings.timeout,
-            manifest: Manifest::of(job.origin.clone()),
+            manifest: manifest::empty(),
+            parts: Parts::default(),
+            watch,
         }
     }
 
@@ -97,10 +100,15 @@ impl<'j> Dumping<'j> {
     pub(super) async fn find_criu(&mut self) -> Result<(), DumpCause> {
         let criu = Criu::probe(&self.job.runc.reaper).await?;
         self.manifest.criu = criu.version.to_string();
-        let left_running = !self.exits();
-        if let Some(origin) = &mut self.manifest.origin {
-            origin.left_running = left_running;
-        }
+        let origin = Origin {
+            left_running: !self.exits(),
+            ..self.job.origin.clone()
+        };
+        // Names and numbers, which JSON can have.
+        self.manifest.origin = serde_json::to_value(origin).ok();
+        self.manifest.versions = describe::versions(&self.manifest.criu);
+        self.manifest.host = describe::host();
+        self.manifest.not_saved = describe::not_saved(&self.job.bundle, self.job.init_pid);
         self.criu = Some(criu);
         Ok(())
     }
@@ -354,8 +362,7 @@ impl<'j> Dumping<'j> {
     }
 
     pub(super) fn write_manifest(&self) -> Result<(), DumpCause> {
-        self.manifest
-            .write(&self.staging)
+        manifest::write(&self.staging, &self.manifest)
             .map_err(DumpCause::files("write the manifest in", &self.staging))
     }
 

@@ -72,9 +72,10 @@ impl Restoring {
     }
 
     pub(super) fn read_images(&mut self) -> Result<(), RestoreCause> {
+        self.manifest = manifest::read(&self.image_path)?;
+        // They are what they should be, and as many as files.
+        self.manifest.parts = Vec::new();
         self.summary = images::summarize(&self.image_path)?;
-        let name = self.image_path.join(manifest::NAME);
-        self.manifest = Manifest::read(&self.image_path).map_err(RestoreCause::files("read", &name))?;
         Ok(())
     }
 
