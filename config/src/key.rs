@@ -172,6 +172,13 @@ pub const KEYS: &[Key] = &[
         set: |settings, value| value.boolean().map(|v| settings.restore.lazy = v),
     },
     Key {
+        name: "restore.fill-rate",
+        what: "how much memory a second is brought behind running processes, unasked (bytes, or with K, M, G; 0: all that goes)",
+        scope: Scope::Container,
+        get: |s| value::text_of_bytes(s.restore.fill_rate),
+        set: |settings, value| value.bytes().map(|v| settings.restore.fill_rate = v),
+    },
+    Key {
         name: "restore.log-dir",
         what: "where logs of failed restores are kept (absolute path)",
         scope: Scope::Host,

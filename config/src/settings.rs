@@ -122,6 +122,8 @@ pub struct Restore {
     pub skip_file_check: bool,
     /// `restore.lazy`: processes run on before their memory is there; what they touch comes first.
     pub lazy: bool,
+    /// `restore.fill-rate`: how many bytes a second are brought behind them that nobody has touched yet; zero for all that goes.
+    pub fill_rate: u64,
     /// `restore.log-dir`: where the log of a failed restore survives its bundle.
     pub log_dir: PathBuf,
 }
@@ -133,7 +135,8 @@ impl Default for Restore {
             network_lock: NetworkLock::Auto,
             timeout: Duration::ZERO,
             skip_file_check: false,
-            lazy: false,
+            lazy: true,
+            fill_rate: 0,
             log_dir: PathBuf::from(LOG_DIR),
         }
     }

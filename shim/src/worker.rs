@@ -4,7 +4,7 @@
 //! anywhere, is better off in a process that can fail alone.
 //!
 //! ```text
-//!  containerd-shim-cedana-v1 worker serve-pages -images DIR -work DIR      (a socket to the shim as standard input)
+//!  containerd-shim-cedana-v1 worker serve-pages -images DIR -work DIR -rate BYTES   (a socket to the shim as standard input)
 //! ```
 //!
 //! - `serve-pages` gives the memory of a restored container page by page ([`pages`]); [`page_server`] is the shim's side.
@@ -32,12 +32,19 @@ pub fn run_as_worker(arguments: impl IntoIterator<Item = OsString>) -> Option<Re
         return None;
     }
     let words: Vec<OsString> = arguments.collect();
-    let [kind, images_flag, images, work_flag, work] = words.as_slice() else {
-        return Some(Err("read command line: not a worker's".into()));
+    Some(match serve_pages(&words) {
+        Some((images, work, rate)) => pages::serve(&images, &work, rate).map_err(Into::into),
+        None => Err("read command line: not a worker's".into()),
+    })
+}
+
+/// Its command line, which only [`page_server`] writes.
+fn serve_pages(words: &[OsString]) -> Option<(PathBuf, PathBuf, u64)> {
+    let [kind, images_flag, images, work_flag, work, rate_flag, rate] = words else {
+        return None;
     };
-    if kind != SERVE_PAGES || images_flag != "-images" || work_flag != "-work" {
-        return Some(Err("read command line: not a worker's".into()));
-    }
-    let (images, work) = (PathBuf::from(images), PathBuf::from(work));
-    Some(pages::serve(&images, &work).map_err(Into::into))
+    let is_ours =
+        kind == SERVE_PAGES && images_flag == "-images" && work_flag == "-work" && rate_flag == "-rate";
+    let rate = rate.to_str()?.parse().ok()?;
+    is_ours.then(|| (PathBuf::from(images), PathBuf::from(work), rate))
 }

@@ -19,7 +19,7 @@ use crate::criu::{Criu, stray, telling, work};
 use crate::delete::leftover::Leftover;
 use crate::error::chain;
 use crate::runc::{Call, RuncError};
-use crate::worker::page_server::{self, Started};
+use crate::worker::page_server::{self, Order, Started};
 
 /// The restore of nothing on the slowest host that was seen (software emulation), with room.
 const DEADLINE_MIN: Duration = Duration::from_secs(60);
@@ -134,7 +134,12 @@ impl Restoring {
         if !self.settings.lazy || self.summary.size < LAZY_SIZE_MIN || !self.runc.is_plain() {
             return Ok(());
         }
-        match page_server::start(&self.runc.reaper, &self.image_path, &self.work).await {
+        let order = Order {
+            images: &self.image_path,
+            work: &self.work,
+            rate: self.settings.fill_rate,
+        };
+        match page_server::start(&self.runc.reaper, &order).await {
             Ok(Started::Serving(filling)) => self.filling = Some(filling),
             Ok(Started::Unsuitable(reason)) => {
                 tracing::info!(id = self.id, reason, "all memory is restored at once");

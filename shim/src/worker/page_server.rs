@@ -90,19 +90,31 @@ impl Filling {
     }
 }
 
-/// Starts a server for these images, which CRIU will find in its working directory.
+/// What it is to serve.
+#[derive(Debug)]
+pub struct Order<'a> {
+    /// The images.
+    pub images: &'a Path,
+    /// Where CRIU works, and looks for it.
+    pub work: &'a Path,
+    /// How many bytes a second it gives unasked; zero for all that goes.
+    pub rate: u64,
+}
+
+/// Starts a server, which CRIU will find in its working directory.
 ///
 /// # Errors
 /// [`PageServerError`]; nothing is left of it then.
-pub async fn start(reaper: &Arc<Reaper>, images: &Path, work: &Path) -> Result<Started, PageServerError> {
+pub async fn start(reaper: &Arc<Reaper>, order: &Order<'_>) -> Result<Started, PageServerError> {
     let (ours, theirs) = pair().map_err(PageServerError::Start)?;
     let mut command = Command::new("/proc/self/exe");
     let _ = command
         .args([WORKER, SERVE_PAGES])
         .arg("-images")
-        .arg(images)
+        .arg(order.images)
         .arg("-work")
-        .arg(work)
+        .arg(order.work)
+        .args(["-rate", &order.rate.to_string()])
         .env_clear()
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())

@@ -60,11 +60,12 @@ pub(super) enum PagesError {
     Serve(#[from] ServeError),
 }
 
-/// Serves the memory in these images to the CRIU that works, or will work, in `work`.
+/// Serves the memory in these images to the CRIU that works, or will work, in `work`; unasked no more than `rate` bytes a second,
+/// unless that is zero.
 ///
 /// # Errors
 /// [`PagesError`]; the shim has been told of it too.
-pub(super) fn serve(images: &Path, work: &Path) -> Result<(), PagesError> {
+pub(super) fn serve(images: &Path, work: &Path, rate: u64) -> Result<(), PagesError> {
     let socket = io::stdin().as_fd().try_clone_to_owned();
     let mut channel = Channel::new(socket.map_err(PagesError::Channel)?);
     let page_size = nix::unistd::sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
@@ -78,7 +79,8 @@ pub(super) fn serve(images: &Path, work: &Path) -> Result<(), PagesError> {
                 source,
             })?;
             channel.say(&Word::Listening, None);
-            return Ok(Server::new(channel, memories, restorer, page_size).run()?);
+            let server = Server::new(channel, memories, restorer, page_size);
+            return Ok(server.limited_to(rate).run()?);
         }
         (Err(error), _) => format!("the kernel has no userfaultfd for us: {error}"),
         (_, Err(reason)) => reason.to_string(),

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -19,6 +20,9 @@ use super::uffd::Uffd;
 /// How long is waited when nobody can be given anything just now, in milliseconds: a process that is changing its memory
 /// needs microseconds, unless the scheduler keeps it from going on.
 const PAUSE_MS: u8 = 1;
+
+/// The same when nobody wants anything and the limit is reached.
+const LIMITED_PAUSE_MS: u8 = 20;
 
 /// Why pages were not served to the end.
 #[derive(Debug, Error)]
@@ -55,6 +59,10 @@ pub(super) struct Server {
     page_size: u64,
     /// Bytes given.
     given: u64,
+    /// Bytes given unasked, and how many of them a second there may be; zero for no limit.
+    filled: u64,
+    rate: u64,
+    began: Instant,
     unplaced: u64,
 }
 
@@ -76,8 +84,29 @@ impl Server {
             buffer: vec![0; usize::try_from(CHUNK).unwrap_or_default()],
             page_size,
             given: 0,
+            filled: 0,
+            rate: 0,
+            began: Instant::now(),
             unplaced: 0,
         }
+    }
+
+    /// Limits what is given unasked to so many bytes a second, unless that is zero.
+    pub(super) fn limited_to(mut self, rate: u64) -> Self {
+        self.rate = rate;
+        self
+    }
+
+    /// How many bytes may be given unasked by now, in whole pages: one at a time if there are no more, so that the end of a
+    /// process is seen soon.
+    fn allowance(&self) -> u64 {
+        if self.rate == 0 {
+            return CHUNK;
+        }
+        let allowed = self.began.elapsed().as_millis() * u128::from(self.rate) / 1000;
+        let allowed = u64::try_from(allowed).unwrap_or(u64::MAX);
+        let left = allowed.saturating_sub(self.filled).min(CHUNK);
+        left - left % self.page_size
     }
 
     /// Serves until every page of every process is where it belongs, or nobody is left who could want it.
@@ -120,6 +149,7 @@ impl Server {
         let waiting = self.tasks.iter().any(|task| !task.is_full());
         let timeout = match idle {
             false => PollTimeout::ZERO,
+            true if restored && self.allowance() == 0 => PollTimeout::from(LIMITED_PAUSE_MS),
             true if restored || (waiting && self.has_faults()) => PollTimeout::from(PAUSE_MS),
             true => PollTimeout::NONE,
         };
@@ -226,14 +256,20 @@ impl Server {
 
     /// Gives one process a piece of what nobody has asked for. True if anything came of it.
     fn fill(&mut self) -> Result<bool, ServeError> {
-        for _ in 0..self.tasks.len() {
+        let allowance = self.allowance();
+        for _ in 0..self
+            .tasks
+            .len()
+            .min(usize::try_from(allowance).unwrap_or_default())
+        {
             self.turn = (self.turn + 1) % self.tasks.len().max(1);
             let Some(task) = self.tasks.get_mut(self.turn) else {
                 break;
             };
-            match task.fill(&mut self.buffer)? {
+            match task.fill(allowance, &mut self.buffer)? {
                 Given::Some(bytes) => {
                     self.given += bytes;
+                    self.filled += bytes;
                     return Ok(true);
                 }
                 Given::Gone => {

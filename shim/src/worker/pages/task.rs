@@ -185,15 +185,15 @@ impl Task {
         Ok(given)
     }
 
-    /// Gives a piece of what is missing, unasked.
+    /// Gives a piece of what is missing, unasked: `size_max` bytes at most.
     ///
     /// # Errors
     /// [`TaskError`].
-    pub(super) fn fill(&mut self, buffer: &mut [u8]) -> Result<Given, TaskError> {
+    pub(super) fn fill(&mut self, size_max: u64, buffer: &mut [u8]) -> Result<Given, TaskError> {
         let Some(extent) = self.missing.next(self.cursor) else {
             return Ok(Given::Nothing);
         };
-        let given = self.give(extent, CHUNK, buffer)?;
+        let given = self.give(extent, size_max, buffer)?;
         if let Given::Some(bytes) = given {
             self.cursor = extent.start + bytes;
         }
