@@ -25,10 +25,10 @@ mod frames;
 pub(crate) mod limits;
 pub(crate) mod out;
 pub(crate) mod pack;
-mod partial;
+pub(crate) mod partial;
 pub(crate) mod place;
 pub(crate) mod reader;
-mod tree;
+pub(crate) mod tree;
 mod unpack;
 pub(crate) mod writer;
 

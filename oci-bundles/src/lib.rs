@@ -6,6 +6,7 @@
 //!  Create.rootfs -------mounts--> <bundle>/rootfs    (undone when one of them fails)
 //!  overlay's upper <----rootfs--> rootfs-diff.tar     (the same)
 //!  <checkpoint>/ <----archive---> <checkpoint>.tar.zst (feature `archive`; not in the shim)
+//!  <any of them> --checkpoint--> manifest, verdict    (the same)
 //! ```
 //!
 //! Invariants:
@@ -23,5 +24,7 @@ pub mod manifest;
 
 #[cfg(feature = "archive")]
 pub mod archive;
+#[cfg(feature = "archive")]
+pub mod checkpoint;
 #[cfg(feature = "archive")]
 pub mod rootfs;

@@ -282,6 +282,13 @@ impl Manifest {
     }
 }
 
+impl Difference {
+    /// It is about a file that the manifest does not know, which takes nothing from those that it does.
+    pub fn is_extra(&self) -> bool {
+        matches!(self, Self::Extra(_))
+    }
+}
+
 #[derive(Deserialize)]
 struct Schema {
     #[serde(default)]
