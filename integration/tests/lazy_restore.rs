@@ -132,6 +132,7 @@ fn what_a_process_does_with_memory_that_is_not_there_is_done() -> Result<()> {
 fn dump_waits_for_memory_that_is_not_there() -> Result<()> {
     need!(OurShim, "containerd's own shim restores all memory first");
     need!(Criu, "dumps");
+    need!(CheckpointAgain, "dumps what was restored");
     let host = host()?;
     // 64 MiB in four seconds: the dump comes in the middle.
     let mut talker = restored(&host, "c", &["cedana.restore.fill-rate=16M"])?;

@@ -1,17 +1,19 @@
-//! The figure `restore_small`: create and start from a checkpoint, by the Task API, until the process runs on.
+//! The figures `restore_small`, `restore_1g` and `restore_4g_vs_1g`: create and start from a checkpoint, by the Task API, until
+//! the process runs on.
 //!
-//! The container runs `cat`, and its stdin holds a line before it starts: the line comes back when the restored
-//! process reads and writes again, not when somebody says that it would.
+//! The container runs `cat`, or a program with as much memory, and its stdin holds a line before it starts: the answer comes
+//! when the restored process reads and writes again, not when somebody says that it would.
 
 use std::fs::{self, File};
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::ctr::{NAMESPACE, ctr, remove};
-use super::figure::{Figure, RESTORE_SMALL, Side};
+use super::figure::{Figure, RESTORE_1G, RESTORE_4G, RESTORE_SMALL, Side};
 use super::measure::Measure;
 use crate::container::runc_options;
 use crate::messages as msg;
@@ -23,11 +25,58 @@ const SOCKET: &str = "/run/containerd/containerd.sock";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 const KILL: u32 = 9;
 
-/// The figure `restore_small`.
+/// The libraries that the program with much memory needs in its container.
+const LIBRARIES: [(&str, &str); 2] = [
+    ("/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-gnu"),
+    ("/usr/lib64", "/lib64"),
+];
+
+/// A restore of so many gigabytes takes seconds on one of the sides.
+const LARGE_RUNS_MAX: u32 = 5;
+
+/// What is restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Size {
+    /// `cat`.
+    Small,
+    /// A program with so many MiB, the same on both sides.
+    Large(u32),
+    /// Ours of so many MiB, and ours of so many in the place of theirs.
+    Grown(u32, u32),
+}
+
+impl Size {
+    fn figure(self) -> Figure {
+        match self {
+            Self::Small => RESTORE_SMALL,
+            Self::Large(_) => RESTORE_1G,
+            Self::Grown(..) => RESTORE_4G,
+        }
+    }
+
+    fn mib(self, side: Side) -> Option<u32> {
+        match (self, side) {
+            (Self::Small, _) => None,
+            (Self::Large(mib), _)
+            | (Self::Grown(mib, _), Side::Ours)
+            | (Self::Grown(_, mib), Side::Theirs) => Some(mib),
+        }
+    }
+
+    fn runtime(self, side: Side) -> &'static str {
+        match self {
+            Self::Grown(..) => Side::Ours.runtime(),
+            _ => side.runtime(),
+        }
+    }
+}
+
+/// The figures of one size.
 #[derive(Debug)]
 pub struct Restore {
     api: TaskApi,
     dir: TempDir,
+    size: Size,
     fifos_made: u32,
 }
 
@@ -36,13 +85,15 @@ impl Restore {
     ///
     /// # Errors
     /// The containers cannot be run or dumped.
-    pub fn prepare() -> Result<Self> {
-        let dir = TempDir::with_prefix("bench-").context("make a scratch directory")?;
+    pub fn prepare(size: Size) -> Result<Self> {
+        // On a disk, where checkpoints are; /tmp may be memory.
+        let dir = TempDir::with_prefix_in("bench-", "target").context("make a scratch directory")?;
         lay_rootfs(&dir.path().join("rootfs"))?;
         let api = TaskApi::new(Path::new(SOCKET), NAMESPACE)?;
         let mut restore = Self {
             api,
             dir,
+            size,
             fifos_made: 0,
         };
         for side in [Side::Ours, Side::Theirs] {
@@ -54,17 +105,14 @@ impl Restore {
     }
 
     fn dump(&mut self, side: Side) -> Result<()> {
-        let id = id(side);
+        let id = self.id(side);
         self.api.create_container(msg::ContainerRecord {
             id: id.clone(),
             runtime: Some(msg::Runtime {
-                name: side.runtime().to_owned(),
+                name: self.size.runtime(side).to_owned(),
                 options: None,
             }),
-            spec: Some(json_any(
-                SPEC_TYPE,
-                &Workload::command(["cat"]).spec(NAMESPACE, &id),
-            )),
+            spec: Some(json_any(SPEC_TYPE, &self.spec(side, &id)?)),
             ..Default::default()
         })?;
         let _ms = self.run(side, None)?;
@@ -75,9 +123,23 @@ impl Restore {
         Ok(())
     }
 
+    fn spec(&self, side: Side, id: &str) -> Result<Value> {
+        let Some(mib) = self.size.mib(side) else {
+            return Ok(Workload::command(["cat"]).spec(NAMESPACE, id));
+        };
+        let mut spec = Workload::command(["/stir".to_owned(), mib.to_string()]).spec(NAMESPACE, id);
+        let program = std::env::current_exe()?.with_file_name("stir");
+        let bind = |source: &str, destination: &str| json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", "ro"]});
+        let mounts = spec.get_mut("mounts").and_then(Value::as_array_mut);
+        let mounts = mounts.context("mounts in the spec")?;
+        mounts.push(bind(&program.display().to_string(), "/stir"));
+        mounts.extend(LIBRARIES.iter().map(|(source, target)| bind(source, target)));
+        Ok(spec)
+    }
+
     /// Creates and starts the task, and returns the milliseconds until it answered.
     fn run(&mut self, side: Side, images: Option<String>) -> Result<f64> {
-        let id = id(side);
+        let id = self.id(side);
         self.fifos_made += 1;
         let fifos = Fifos::make(&self.dir.path().join(format!("fifos-{}", self.fifos_made)))?;
         let (stdout, _stderr) = fifos.read();
@@ -104,8 +166,14 @@ impl Restore {
         let start = Instant::now();
         let _pid = self.api.create(request)?;
         let _pid = self.api.start(&id, "")?;
-        stdout.wait_for("runs on")?;
+        // `cat` says what it was told, the other program that all is well.
+        stdout.wait_for(if self.size == Size::Small { "runs on" } else { "ok" })?;
         Ok(start.elapsed().as_secs_f64() * 1000.0)
+    }
+
+    fn id(&self, side: Side) -> String {
+        let name = self.size.figure().key.replace('_', "-");
+        format!("{name}-{}", side.word())
     }
 
     fn images(&self, side: Side) -> String {
@@ -140,22 +208,25 @@ impl Measure for Restore {
     fn sample(&mut self, side: Side) -> Result<Vec<(Figure, f64)>> {
         let images = self.images(side);
         let ms = self.run(side, Some(images))?;
-        let id = id(side);
+        let id = self.id(side);
         self.api.kill(&id, "", KILL, false)?;
         let _exit = self.api.wait(&id, "")?;
         let _deleted = self.api.delete(&id, "")?;
-        Ok(vec![(RESTORE_SMALL, ms)])
+        Ok(vec![(self.size.figure(), ms)])
+    }
+
+    fn runs(&self, asked: u32) -> u32 {
+        match self.size {
+            Size::Small => asked,
+            _ => asked.min(LARGE_RUNS_MAX),
+        }
     }
 }
 
 impl Drop for Restore {
     fn drop(&mut self) {
         for side in [Side::Ours, Side::Theirs] {
-            remove(&id(side));
+            remove(&self.id(side));
         }
     }
-}
-
-fn id(side: Side) -> String {
-    format!("restore-{}", side.word())
 }

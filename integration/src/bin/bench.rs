@@ -15,7 +15,7 @@ use integration::bench::figure::{FIGURES, Figure};
 use integration::bench::jobs::{Ps, RunRegistry};
 use integration::bench::measure::{Dump, Exec, Measure, Run, ShimAtRest};
 use integration::bench::report::{Line, json, table};
-use integration::bench::restore::Restore;
+use integration::bench::restore::{Restore, Size};
 use integration::bench::{profile, sampling};
 
 /// Samples a side where `--runs` says nothing: a median of fewer moves from run to run.
@@ -93,13 +93,31 @@ fn main() -> Result<ExitCode> {
 type Prepare = fn() -> Result<Box<dyn Measure>>;
 
 fn measure(args: &Args) -> Result<BTreeMap<&'static str, Line>> {
-    let [run, exec, rss, dirty, threads, dump, restore, registry, ps] = FIGURES;
-    let measures: [(&[Figure], Prepare); 7] = [
+    let [
+        run,
+        exec,
+        rss,
+        dirty,
+        threads,
+        dump,
+        restore,
+        restore_1g,
+        restore_4g,
+        registry,
+        ps,
+    ] = FIGURES;
+    let measures: [(&[Figure], Prepare); 9] = [
         (&[run], || Ok(Box::new(Run))),
         (&[exec], || Ok(Box::new(Exec::prepare()?))),
         (&[rss, dirty, threads], || Ok(Box::new(ShimAtRest))),
         (&[dump], || Ok(Box::new(Dump::prepare()?))),
-        (&[restore], || Ok(Box::new(Restore::prepare()?))),
+        (&[restore], || Ok(Box::new(Restore::prepare(Size::Small)?))),
+        (&[restore_1g], || {
+            Ok(Box::new(Restore::prepare(Size::Large(1024))?))
+        }),
+        (&[restore_4g], || {
+            Ok(Box::new(Restore::prepare(Size::Grown(4096, 1024))?))
+        }),
         (&[registry], || Ok(Box::new(RunRegistry::prepare()?))),
         (&[ps], || Ok(Box::new(Ps::prepare()?))),
     ];
