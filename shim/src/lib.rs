@@ -50,6 +50,7 @@ pub mod log;
 pub mod registry;
 pub mod stdio;
 
+pub mod capture;
 pub mod criu;
 pub mod dump;
 pub mod phases;

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use shim::args::{Action, Args, Environment};
 use shim::restore::loopback;
-use shim::{bootstrap, delete, info, preflight, serve, start, worker};
+use shim::{bootstrap, capture, delete, info, preflight, serve, start, worker};
 
 fn main() -> ExitCode {
     match run() {
@@ -50,6 +50,10 @@ fn run() -> Result<Vec<u8>, Box<dyn Error>> {
         Action::Preflight => {
             let bundle = Some(args.bundle.as_path()).filter(|bundle| !bundle.as_os_str().is_empty());
             Ok(preflight::preflight(args.pid, bundle)?)
+        }
+        Action::Capture => {
+            capture::run(io::stdin(), io::stdout())?;
+            Ok(Vec::new())
         }
         Action::Version => Ok(info::version().into_bytes()),
         Action::Serve => {
