@@ -1,7 +1,7 @@
 //! The loop that serves pages: faults first, then a piece of what nobody has asked for yet.
 //!
-//! One thread is enough: 1 GiB takes 0.3 s, of which the kernel needs most to find and charge the pages. And it makes sound what
-//! would need locks else: what is missing in a process is what is missing in the child it has just forked.
+//! One thread fills 2 GiB a second, nearly all of it the kernel's time, and it makes sound what would need locks else: what is
+//! missing in a process is what is missing in the child it has just forked.
 
 use std::io;
 use std::os::fd::OwnedFd;

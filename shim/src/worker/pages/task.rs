@@ -14,8 +14,8 @@ use thiserror::Error;
 use super::extents::{Extent, Extents};
 use super::uffd::{Event, Offered, Uffd};
 
-/// The most that is given at once. Measured: 1 GiB takes 0.3 s so, 4 KiB at a time four times as long; and whoever waits for
-/// a page waits no longer than for one such piece.
+/// The most that is given at once. Measured (kernel 6.18): 2 GiB take 0.90 s so, 0.98 s by 128 KiB, 0.90 s by 4 MiB; and whoever
+/// waits for a page waits no longer than for one such piece.
 pub(super) const CHUNK: u64 = 1024 * 1024;
 
 /// What is given to whoever waits for a page: that page and what follows, which is likely to be wanted next.
