@@ -26,12 +26,16 @@ use integration::workload::Workload;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use tonic::Code;
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
 const SOON: Duration = Duration::from_secs(20);
 
 /// Enough for a worker, and for a test to meet it at work.
 const MEMORY_MIB: &str = "300";
+
+/// Dumps that are given up late in one test.
+const ROUNDS: usize = 6;
 
 struct Bed {
     host: Host,
@@ -104,7 +108,10 @@ fn memory_comes_back_as_it_was_and_zeros_take_no_room() -> Result<()> {
     talker.check()?;
     let manifest: Value = serde_json::from_slice(&fs::read(path.join("cedana.json"))?)?;
     let parts = manifest["parts"].as_array().context("the files")?;
-    ensure!(parts.iter().any(|part| part["path"] == "pages-1.img"), "{manifest}");
+    ensure!(
+        parts.iter().any(|part| part["path"] == "pages-1.img"),
+        "{manifest}"
+    );
     for part in parts {
         let name = part["path"].as_str().context("a name")?;
         let metadata = fs::metadata(path.join(name))?;
@@ -170,6 +177,53 @@ fn a_container_that_was_to_end_goes_on_if_its_dump_does_not_fit() -> Result<()> 
     talker.gone()?;
     ensure!(holds_images(&path), "no dump in {}", path.display());
     Ok(())
+}
+
+#[test]
+fn a_dump_that_is_given_up_late_was_never_made_or_is_whole() -> Result<()> {
+    need!(OurShim, "talks to the shim itself");
+    need!(Criu, "dumps");
+    let bed = Bed::new("c")?;
+    let mut talker = bed.run()?;
+    let socket = bed.socket()?;
+    for round in 0..ROUNDS {
+        let path = bed.host.dir().join(format!("round-{round}"));
+        let staging = path.join(".cedana-partial");
+        let answer = thread::scope(|scope| -> Result<_> {
+            let dumping = scope.spawn(|| bed.dump(&path, false));
+            // Each round a little later: while it is written, as it is complete, when CRIU ends the container.
+            let name = if round % 2 == 0 {
+                "unfinished-0"
+            } else {
+                "pages-1.img"
+            };
+            eventually("the pages are written", SOON, || {
+                dumping.is_finished() || fs::metadata(staging.join(name)).is_ok_and(|file| file.is_file())
+            })?;
+            let _too_late = call_job(&socket, "Cancel", &json!({ "id": bed.id }));
+            dumping
+                .join()
+                .map_err(|_| anyhow!("the dump's thread panicked"))?
+        })?;
+        match answer {
+            Ok(_) => {
+                talker.gone()?;
+                ensure!(
+                    holds_images(&path),
+                    "it ended, and no dump is in {}",
+                    path.display()
+                );
+                return Ok(());
+            }
+            Err(refusal) => {
+                assert_eq!(refusal.code(), Code::Cancelled, "{refusal:?}");
+                assert_eq!(bed.container().status()?, Status::Running, "{refusal:?}");
+                talker.check()?;
+                ensure!(!path.exists(), "{} is left", path.display());
+            }
+        }
+    }
+    talker.remove()
 }
 
 /// A file system of its own, too small.

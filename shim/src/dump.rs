@@ -162,6 +162,8 @@ struct Dumping<'j> {
     drained: bool,
     /// Where CRIU asks before it ends the container.
     hold: Option<Hold>,
+    /// CRIU was told that it may.
+    agreed: bool,
     deadline: Duration,
     manifest: Manifest,
     /// What is known of the files of the dump.
@@ -181,7 +183,7 @@ fn before_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 12] {
         Phase {
             name: "prepare directories",
             act: |dump| Box::pin(async { dump.prepare_directories() }),
-            undo: Some(|dump| Box::pin(async { dump.remove_directories() })),
+            undo: Some(|dump| Box::pin(dump.remove_directories())),
         },
         Phase {
             name: "start capture",
@@ -220,7 +222,7 @@ fn before_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 12] {
         },
         Phase {
             name: "verify",
-            act: |dump| Box::pin(async { dump.verify() }),
+            act: |dump| Box::pin(dump.verify()),
             undo: None,
         },
         Phase {

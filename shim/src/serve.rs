@@ -38,7 +38,10 @@ pub const LISTENER_FD: std::os::fd::RawFd = 3;
 /// use our reply never comes back, and nobody else knows this process.
 const UNUSED_LIMIT: Duration = Duration::from_secs(60);
 
-/// How long the thread for what may block (unmounting) is kept after its work: long enough for a pod that is removed.
+/// What may block waits for a disk or a file system, each perhaps for another one.
+const BLOCKING_THREADS_MAX: usize = 4;
+
+/// How long a thread for what may block (unmounting) is kept after its work: long enough for a pod that is removed.
 const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 /// How long events may take to arrive before the server exits, as in the Go shims.
@@ -91,7 +94,7 @@ fn run(args: &Args, environment: &Environment) -> Result<(), ServeError> {
     // One thread: memory counts once per container, and a child's death signal is bound to the thread that spawned it.
     let runtime = Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(1)
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
         .thread_keep_alive(BLOCKING_KEEP_ALIVE)
         .build();
     let runtime = runtime.map_err(failed("start the runtime"))?;

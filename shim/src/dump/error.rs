@@ -154,7 +154,8 @@ impl From<DumpError> for Error {
             DumpCause::Criu { ref telling, .. } if telling.lasting => Self::FailedPrecondition(text),
             DumpCause::NoCriu(_) => Self::Unimplemented(text),
             DumpCause::TimedOut(_) => Self::Unavailable(text),
-            DumpCause::Cancelled => Self::Cancelled(text),
+            // Else it came too late: the text says what is left.
+            DumpCause::Cancelled if error.alive && error.kept.is_none() => Self::Cancelled(text),
             _ => Self::Internal(text),
         }
     }

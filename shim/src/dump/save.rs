@@ -1,9 +1,11 @@
 //! The phase that runs CRIU, and what happens beside it.
 
 use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::pin::pin;
 
 use config::Tcp;
+use tokio::time::timeout;
 
 use super::capture::{self, Capture, WORTH_IT};
 use super::hold::Hold;
@@ -57,9 +59,11 @@ impl Dumping<'_> {
         let args = self.arguments();
         let args: Vec<&OsStr> = args.iter().map(AsRef::as_ref).collect();
         let (canceller, cancel) = Canceller::new();
+        // With a hold, everything is written out while runc waits: that has a deadline of its own.
+        let deadlines = if self.hold.is_some() { 2 } else { 1 };
         let call = Call {
             env: std::mem::take(&mut self.environment),
-            deadline: self.deadline,
+            deadline: self.deadline.saturating_mul(deadlines),
             cancel,
             ..Call::default()
         };
@@ -67,11 +71,13 @@ impl Dumping<'_> {
         let mut run = pin!(runc.run(&args, call));
         let mut stopped = None;
         let ended = loop {
+            // Once CRIU may end the container there is nothing to be given up any more.
+            let listens = stopped.is_none() && !self.agreed;
             let met = tokio::select! {
                 ended = &mut run => Met::Ended(ended),
-                () = job.cancel.asked(), if stopped.is_none() => Met::Cancelled,
-                () = worker_lost(self.capture.as_ref()), if stopped.is_none() => Met::WorkerLost,
-                () = asked(self.hold.as_mut()), if stopped.is_none() => Met::Held,
+                () = job.cancel.asked(), if listens => Met::Cancelled,
+                () = worker_lost(self.capture.as_ref()), if listens => Met::WorkerLost,
+                () = asked(self.hold.as_mut()), if listens => Met::Held,
             };
             stopped = match met {
                 Met::Ended(ended) => break ended,
@@ -93,7 +99,11 @@ impl Dumping<'_> {
                         && work::has_failed(&self.work);
                 return Err(self.explain(&error));
             }
-            (_, Some(cause)) => return Err(cause),
+            (Ok(()), Some(cause)) => {
+                self.saved = true;
+                return Err(cause);
+            }
+            (Err(_), Some(cause)) => return Err(cause),
         }
         self.saved = true;
         self.drain().await
@@ -101,11 +111,25 @@ impl Dumping<'_> {
 
     /// CRIU has written everything and would end the container: not before it is all on the disk.
     async fn answer_hold(&mut self) -> Result<(), DumpCause> {
-        self.drain().await?;
-        self.write_out().await?;
+        let (cancel, limit) = (self.job.cancel.clone(), self.deadline);
+        let written = async {
+            self.drain().await?;
+            self.write_out().await
+        };
+        tokio::select! {
+            written = timeout(limit, written) => match written {
+                Ok(written) => written?,
+                Err(_) => return Err(DumpCause::TimedOut(format!("write the dump out within {} s", limit.as_secs()))),
+            },
+            () = cancel.asked() => return Err(DumpCause::Cancelled),
+        }
+        if cancel.is_asked() {
+            return Err(DumpCause::Cancelled);
+        }
+        // From here on the images may be all that is left of the application.
+        self.agreed = true;
         let agreed = self.hold.as_mut().map_or(Ok(()), Hold::agree);
-        let place = &self.job.bundle;
-        agreed.map_err(DumpCause::files("answer CRIU in", place))
+        agreed.map_err(DumpCause::files("answer CRIU in", &self.job.bundle))
     }
 
     /// The worker has all pages: the application does not have to stand any longer.
@@ -127,7 +151,8 @@ impl Dumping<'_> {
         }
         if self.list_parts().await? && self.staged() {
             self.write_manifest()?;
-            super::commit::sync_all(&self.staging)?;
+            let staging = self.staging.clone();
+            return beside(&self.staging, move || super::commit::sync_all(&staging)).await;
         }
         Ok(())
     }
@@ -243,6 +268,15 @@ impl Dumping<'_> {
         }
         Ok(())
     }
+}
+
+/// Runs what takes as long as the disk does beside the shim's only thread.
+pub(super) async fn beside<T: Send + 'static>(
+    what: &Path,
+    work: impl FnOnce() -> Result<T, DumpCause> + Send + 'static,
+) -> Result<T, DumpCause> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(DumpCause::files("work on", what)(error.into())))
 }
 
 /// Resolves if the worker ends, which it does not before it is told to.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::time::sleep;
 
 use super::hold::Hold;
 use super::parts::Parts;
+use super::save::beside;
 use super::{DumpCause, DumpJob, Dumping, commit, describe};
 use crate::cgroup::CgroupError;
 use crate::criu::conf::{self, Options, Request};
@@ -78,6 +80,7 @@ impl<'j> Dumping<'j> {
             capture: None,
             drained: false,
             hold: None,
+            agreed: false,
             deadline: job.settings.timeout,
             manifest: manifest::empty(),
             parts: Parts::default(),
@@ -116,7 +119,9 @@ impl<'j> Dumping<'j> {
     pub(super) fn prepare_directories(&mut self) -> Result<(), DumpCause> {
         let images = &self.job.options.image_path;
         self.made_image_path = !images.exists();
-        fs::create_dir_all(images).map_err(DumpCause::files("make", images))?;
+        // It holds what the container's memory holds.
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(images);
+        made.map_err(DumpCause::files("make", images))?;
         commit::check_target(images)?;
         if self.staged() {
             remove_tree(&self.staging)?;
@@ -125,7 +130,7 @@ impl<'j> Dumping<'j> {
         work::make(&self.work, self.owns_work()).map_err(DumpCause::files("make", &self.work))
     }
 
-    pub(super) fn remove_directories(&mut self) -> Result<(), DumpCause> {
+    pub(super) async fn remove_directories(&mut self) -> Result<(), DumpCause> {
         let work = work::remove_after_kill(&self.work, self.owns_work())
             .map_err(DumpCause::files("remove what criu left in", &self.work));
         if self.holds_only_copy() {
@@ -135,18 +140,16 @@ impl<'j> Dumping<'j> {
             });
             return work;
         }
-        if self.staged() {
-            remove_tree(&self.staging)?;
-        }
-        if self.made_image_path {
-            remove_tree(&self.job.options.image_path)?;
-        }
+        let staging = self.staged().then(|| self.staging.clone());
+        let images = self.made_image_path.then(|| self.job.options.image_path.clone());
+        let remove = move || staging.iter().chain(&images).try_for_each(|dir| remove_tree(dir));
+        beside(&self.staging, remove).await?;
         work
     }
 
     /// Whether CRIU has ended the container as it was told to: its images are all that is left of the application.
     fn holds_only_copy(&self) -> bool {
-        self.exits() && (self.saved || self.ended() && commit::is_written(&self.staging))
+        self.exits() && (self.saved || self.agreed || self.ended() && commit::is_written(&self.staging))
     }
 
     pub(super) async fn freeze(&mut self) -> Result<(), DumpCause> {
@@ -304,7 +307,8 @@ impl<'j> Dumping<'j> {
         self.environment = conf::write(&request, conf::is_annotated(&self.job.bundle))
             .map_err(DumpCause::files("configure criu in", &self.job.bundle))?;
         if let Some(hold) = &self.hold {
-            self.environment.extend(hold.environment(self.deadline));
+            self.environment
+                .extend(hold.environment(self.deadline.saturating_mul(2)));
         }
         Ok(())
     }
@@ -332,9 +336,9 @@ impl<'j> Dumping<'j> {
         ))
     }
 
-    pub(super) fn verify(&mut self) -> Result<(), DumpCause> {
-        let _ = images::summarize(&self.staging)?;
-        Ok(())
+    pub(super) async fn verify(&mut self) -> Result<(), DumpCause> {
+        let staging = self.staging.clone();
+        beside(&self.staging, move || Ok(images::summarize(&staging).map(drop)?)).await
     }
 
     /// Lets the container go on before its images are written out, which takes as long as the disk does. What fails here is
