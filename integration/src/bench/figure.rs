@@ -14,13 +14,18 @@ pub struct Figure {
 }
 
 /// Every figure, in the order of the table.
-pub const FIGURES: [Figure; 11] = [
+pub const FIGURES: [Figure; 16] = [
     RUN,
     EXEC,
     SHIM_RSS,
     SHIM_DIRTY,
     SHIM_THREADS,
     DUMP_SMALL,
+    FREEZE_1G,
+    FREEZE_FLOOR,
+    DUMP_1G,
+    DUMP_HALF_ZERO,
+    CAPTURE_MEMORY,
     RESTORE_SMALL,
     RESTORE_1G,
     RESTORE_4G,
@@ -69,6 +74,41 @@ pub const DUMP_SMALL: Figure = Figure {
     unit: "ms",
     ratio_max: 0.6,
     ours_max: None,
+};
+/// How long a program with 1 GiB stands during a dump after which it runs on.
+pub const FREEZE_1G: Figure = Figure {
+    key: "freeze_1g",
+    unit: "ms",
+    ratio_max: 0.5,
+    ours_max: None,
+};
+/// The same, and in the place of theirs the least that runc and CRIU can do: nobody keeps the pages.
+pub const FREEZE_FLOOR: Figure = Figure {
+    key: "freeze_floor",
+    unit: "ms",
+    ratio_max: 1.3,
+    ours_max: None,
+};
+/// That dump until it is on the disk.
+pub const DUMP_1G: Figure = Figure {
+    key: "dump_1g",
+    unit: "ms",
+    ratio_max: 1.0,
+    ours_max: None,
+};
+/// What a dump of 1 GiB takes on the disk where every second page is zero.
+pub const DUMP_HALF_ZERO: Figure = Figure {
+    key: "dump_half_zero",
+    unit: "MiB",
+    ratio_max: 0.52,
+    ours_max: None,
+};
+/// The worker's peak beyond its buffer during that dump, and what it may be in the place of theirs.
+pub const CAPTURE_MEMORY: Figure = Figure {
+    key: "capture_memory",
+    unit: "MiB",
+    ratio_max: 1.0,
+    ours_max: Some(64.0),
 };
 /// Create and start from that checkpoint, until its process runs on.
 pub const RESTORE_SMALL: Figure = Figure {

@@ -7,10 +7,14 @@
 //! Runs inside a testbed instance, alone: the containers of others would be measured with it.
 
 pub mod ctr;
+pub mod dump;
 pub mod figure;
+pub mod floor;
+pub mod hog;
 pub mod jobs;
 pub mod measure;
 pub mod profile;
 pub mod report;
 pub mod restore;
 pub mod sampling;
+pub mod worker;

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
+use integration::bench::dump::{HalfZero, Large};
 use integration::bench::figure::{FIGURES, Figure};
 use integration::bench::jobs::{Ps, RunRegistry};
 use integration::bench::measure::{Dump, Exec, Measure, Run, ShimAtRest};
@@ -100,17 +101,26 @@ fn measure(args: &Args) -> Result<BTreeMap<&'static str, Line>> {
         dirty,
         threads,
         dump,
+        freeze,
+        floor,
+        dump_1g,
+        half_zero,
+        memory,
         restore,
         restore_1g,
         restore_4g,
         registry,
         ps,
     ] = FIGURES;
-    let measures: [(&[Figure], Prepare); 9] = [
+    let measures: [(&[Figure], Prepare); 11] = [
         (&[run], || Ok(Box::new(Run))),
         (&[exec], || Ok(Box::new(Exec::prepare()?))),
         (&[rss, dirty, threads], || Ok(Box::new(ShimAtRest))),
         (&[dump], || Ok(Box::new(Dump::prepare()?))),
+        (&[freeze, floor, dump_1g, memory], || {
+            Ok(Box::new(Large::prepare()?))
+        }),
+        (&[half_zero], || Ok(Box::new(HalfZero::prepare()?))),
         (&[restore], || Ok(Box::new(Restore::prepare(Size::Small)?))),
         (&[restore_1g], || {
             Ok(Box::new(Restore::prepare(Size::Large(1024))?))
