@@ -9,21 +9,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use jobs::liveness;
 use jobs::record::{Origin, Process};
 use oci_bundles::archive::{self, ArchiveError, Form, Limits};
-use serde::Deserialize;
 
 use crate::context::Context;
 use crate::error::{Error, Kind};
+use crate::jobs::rebuild;
 use crate::output;
 use crate::output::progress::Progress;
 
 /// What CRIU writes last but for its statistics; a directory without it is no checkpoint.
 const INVENTORY: &str = "inventory.img";
-
-/// What our shim says of a dump.
-const MANIFEST: &str = "cedana.json";
-
-/// A manifest has some KiB.
-const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 
 /// A checkpoint that can be restored from.
 #[derive(Debug)]
@@ -45,13 +39,6 @@ impl Drop for Unpacked {
             output::warning(&format!("failed to remove {}: {source}", self.0.display()));
         }
     }
-}
-
-/// The part of a manifest that names the container.
-#[derive(Debug, Deserialize)]
-struct Manifest {
-    #[serde(default)]
-    origin: Option<Origin>,
 }
 
 impl Images {
@@ -103,13 +90,7 @@ impl Images {
 
     /// Whose it is, if it says so.
     pub fn origin(&self) -> Option<Origin> {
-        let path = self.directory.join(MANIFEST);
-        let size = std::fs::symlink_metadata(&path).ok()?;
-        if !size.is_file() || size.len() > MANIFEST_BYTES_MAX {
-            return None;
-        }
-        let manifest: Manifest = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
-        manifest.origin
+        rebuild::origin(&self.directory)
     }
 }
 
@@ -201,7 +182,38 @@ fn owner(name: &str) -> Option<(i32, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use oci_bundles::manifest::{Digest, Manifest, NAME, Part};
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn a_checkpoint_of_many_processes_says_whose_it_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let origin = json!({"key": {"engine": "/run/c.sock", "namespace": "default", "id": "web"},
+            "checkpoint": "1f", "at": 7});
+        // A thousand processes: more than a MiB of text.
+        let parts = (0..20_000).map(|number| Part {
+            path: format!("core-{number}.img").into(),
+            size: 1000,
+            digest: Digest::Blake3([7; 32]),
+        });
+        let manifest = Manifest {
+            schema: oci_bundles::manifest::SCHEMA,
+            origin: Some(origin),
+            parts: parts.collect(),
+            ..Manifest::default()
+        };
+        let text = serde_json::to_vec(&manifest).expect("JSON");
+        assert!(text.len() > 1 << 20);
+        std::fs::write(dir.path().join(NAME), text).expect("a file");
+        let images = Images {
+            kept: dir.path().to_owned(),
+            directory: dir.path().to_owned(),
+            _unpacked: None,
+        };
+        assert_eq!(images.origin().expect("an origin").key.id, "web");
+    }
 
     #[test]
     fn only_what_the_dead_left_is_swept() {
