@@ -264,6 +264,7 @@ mod tests {
             spool: &spool,
             name: "web",
             checkpoint: Path::new("/c"),
+            kept: Path::new("/c"),
             settings: std::collections::BTreeMap::new(),
         };
         for message in [
