@@ -242,6 +242,7 @@ impl Registry {
                 if rows::job_of(db, &file)?.is_none() {
                     rows::put_job(db, &unpublished(&file, bare_record(key)))?;
                 }
+                rows::drop_removed(db, &kept.checkpoint.path)?;
                 rows::put_checkpoint(db, &kept)
             })
         })
@@ -256,6 +257,15 @@ impl Registry {
             true => Ok(()),
             false => Err(RegistryError::NoCheckpoint(id.to_owned())),
         }
+    }
+
+    /// The same for the one at a path, where one checkpoint is kept in two forms under its id. Nothing is noted of a path that
+    /// nobody knows.
+    ///
+    /// # Errors
+    /// [`RegistryError::Broken`] only.
+    pub fn remove_checkpoint_at(&mut self, path: &Path) -> Result<(), RegistryError> {
+        self.insist(|store| store.write(|db| rows::remove_checkpoint_at(db, path)))
     }
 
     /// Makes a container of another shim a job.

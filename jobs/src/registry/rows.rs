@@ -1,7 +1,7 @@
 //! What the database holds, as statements: rows in, rows out.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow, Transaction, params};
 
@@ -267,6 +267,22 @@ pub(super) fn remove_checkpoint(transaction: &Transaction<'_>, id: &str) -> Resu
     let mut statement =
         transaction.prepare_cached("UPDATE checkpoints SET removed = 1 WHERE id = ?1 AND removed = 0")?;
     Ok(statement.execute([id])? > 0)
+}
+
+/// The same for the one at a path.
+pub(super) fn remove_checkpoint_at(transaction: &Transaction<'_>, path: &Path) -> Result<(), StoreError> {
+    let mut statement = transaction.prepare_cached("UPDATE checkpoints SET removed = 1 WHERE path = ?1")?;
+    let _rows = statement.execute([path.to_string_lossy()])?;
+    Ok(())
+}
+
+/// Forgets that the checkpoint at a path was removed, as somebody has put one there again.
+pub(super) fn drop_removed(transaction: &Transaction<'_>, path: &Path) -> Result<(), StoreError> {
+    let text = "DELETE FROM checkpoints WHERE path = ?1 AND removed = 1";
+    let _rows = transaction
+        .prepare_cached(text)?
+        .execute([path.to_string_lossy()])?;
+    Ok(())
 }
 
 /// Notes since when a checkpoint is not there; zero if it is again.

@@ -159,6 +159,16 @@ fn checkpoints_outlive_records_and_end_with_their_path() {
         "a record names it still"
     );
 
+    registry.remove_checkpoint_at(&second.path).unwrap();
+    assert_eq!(registry.find("web", None).unwrap().checkpoints.count, 0);
+    registry.add_checkpoint(&published.key, &second).unwrap();
+    let job = registry.find("web", None).unwrap();
+    assert_eq!(
+        registry.checkpoints(&job),
+        std::slice::from_ref(&second),
+        "somebody has put it there again"
+    );
+
     let again = checkpoint("again", &second.path, 3);
     registry.add_checkpoint(&published.key, &again).unwrap();
     let job = registry.find("web", None).unwrap();
