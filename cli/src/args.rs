@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    check, completion, config, delete, dump, features, freeze, job, kill, manage, ps, restore, run, version,
+    check, checkpoint, completion, config, convert, delete, dump, features, freeze, job, kill, manage, ps,
+    restore, run, version,
 };
 
 /// Saves running containers and brings them back.
@@ -46,8 +47,10 @@ pub enum Verb {
     Job(job::Args),
     /// List the checkpoints of a job
     Checkpoints(job::checkpoints::Args),
-    /// Look at checkpoints
-    Checkpoint(job::checkpoint::Args),
+    /// Look at checkpoints, verify and remove them
+    Checkpoint(checkpoint::Args),
+    /// Keep a checkpoint in another form
+    Convert(convert::Args),
     /// Kill jobs
     Kill(kill::Args),
     /// Forget jobs that have ended

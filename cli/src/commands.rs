@@ -1,8 +1,10 @@
 //! The verbs, one file each.
 
 pub mod check;
+pub mod checkpoint;
 pub mod completion;
 pub mod config;
+pub mod convert;
 pub mod delete;
 pub mod dump;
 pub mod dump_containerd;
@@ -27,8 +29,10 @@ use crate::error::Error;
 pub async fn run(cedana: Cedana) -> Result<(), Error> {
     let mut context = Context::read(&cedana.global);
     // A configuration that nobody can read must not decide where a checkpoint goes.
-    if !matches!(cedana.verb, Verb::Check(_) | Verb::Completion(_) | Verb::Version(_))
-        && let Some(problem) = context.problem.take()
+    if !matches!(
+        cedana.verb,
+        Verb::Check(_) | Verb::Completion(_) | Verb::Version(_)
+    ) && let Some(problem) = context.problem.take()
     {
         return Err(problem.into());
     }
@@ -37,7 +41,8 @@ pub async fn run(cedana: Cedana) -> Result<(), Error> {
         Verb::Ps(args) => ps::run(args, context).await,
         Verb::Job(args) => job::run(args, context).await,
         Verb::Checkpoints(args) => job::checkpoints::run(args, context).await,
-        Verb::Checkpoint(args) => job::checkpoint::run(args, context).await,
+        Verb::Checkpoint(args) => checkpoint::run(args, context).await,
+        Verb::Convert(args) => convert::run(args, context).await,
         Verb::Kill(args) => kill::run(args, context).await,
         Verb::Delete(args) => delete::run(args, context).await,
         Verb::Dump(args) => dump::run(args, context).await,

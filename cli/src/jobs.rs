@@ -4,6 +4,7 @@ mod enrich;
 pub mod rebuild;
 
 use std::ffi::OsStr;
+use std::path::Path;
 
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 use config::{Layers, resolve_layers};
@@ -114,6 +115,14 @@ impl Jobs {
     /// The registry does not take it.
     pub fn add_checkpoint(&mut self, key: &Key, checkpoint: &Checkpoint) -> Result<(), Error> {
         Ok(self.registry.add_checkpoint(key, checkpoint)?)
+    }
+
+    /// Forgets the checkpoint at a path, whose files are gone.
+    ///
+    /// # Errors
+    /// The registry does not take it.
+    pub fn remove_checkpoint_at(&mut self, path: &Path) -> Result<(), Error> {
+        Ok(self.registry.remove_checkpoint_at(path)?)
     }
 
     /// Makes a container of another shim a job.

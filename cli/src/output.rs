@@ -76,7 +76,7 @@ pub fn colours() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|word| word.is_empty())
 }
 
-/// Whether there is somebody to ask before something is done to all jobs, however many they are.
+/// Whether there is somebody to ask before something is done to many, however many they are.
 ///
 /// # Errors
 /// Nobody: [`Kind::Usage`].
@@ -84,7 +84,7 @@ pub fn can_ask() -> Result<(), Error> {
     if io::stdin().is_terminal() {
         return Ok(());
     }
-    let message = "failed to ask whether all jobs are meant: standard input is no terminal";
+    let message = "failed to ask whether this is meant: standard input is no terminal";
     Err(Error::usage(message).hint("say -y to mean it"))
 }
 

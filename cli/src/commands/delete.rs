@@ -1,20 +1,16 @@
 //! `cedana delete`: forgets jobs that have ended.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use jobs::record::Status;
 use jobs::registry::Job;
-use oci_bundles::archive::{self, Form};
 use serde::Serialize;
 
+use super::checkpoint::remove::remove;
 use crate::context::Context;
 use crate::error::Error;
-use crate::jobs::{Jobs, completer, rebuild};
+use crate::jobs::{Jobs, completer};
 use crate::output;
-
-/// What every directory of process images has.
-const INVENTORY: &str = "inventory.img";
 
 /// Its arguments.
 #[derive(Debug, clap::Args)]
@@ -121,28 +117,6 @@ fn delete(jobs: &mut Jobs, job: &Job, checkpoints: bool) -> Result<Told, Error> 
     Ok(told)
 }
 
-/// Removes the files of a checkpoint. The registry is only an index, so what it points at must look like one.
-fn remove(path: &Path) -> Result<(), Error> {
-    let removed = match archive::detect(path) {
-        Ok(Form::Directory) if is_checkpoint(path) => fs::remove_dir_all(path),
-        Ok(Form::Directory) => {
-            return Err(Error::failed(format!(
-                "{} has no process images: it is left alone",
-                path.display()
-            )));
-        }
-        Ok(_) => fs::remove_file(path),
-        Err(problem) => return Err(Error::failed(problem.to_string())),
-    };
-    removed.map_err(|source| Error::failed(format!("remove {}: {source}", path.display())))
-}
-
-fn is_checkpoint(directory: &Path) -> bool {
-    // A link would have us empty what it points at.
-    let real = fs::symlink_metadata(directory).is_ok_and(|facts| facts.is_dir());
-    real && (directory.join(INVENTORY).is_file() || rebuild::origin(directory).is_some())
-}
-
 fn say(job: &Job, told: &Told) -> Result<(), Error> {
     let name = output::text::line(&job.name);
     for path in &told.left {
@@ -155,32 +129,4 @@ fn say(job: &Job, told: &Told) -> Result<(), Error> {
         output::line(&format!("Left in {}: the container {}", job.engine, job.key.id))?;
     }
     output::line(&format!("Deleted job {name}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_looks_like_a_checkpoint_is_removed() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let make = |name: &str, file: &str| {
-            let path = dir.path().join(name);
-            fs::create_dir(&path).expect("a directory");
-            fs::write(path.join(file), "").expect("a file");
-            path
-        };
-        let saved = make("saved", INVENTORY);
-        let other = make("home", "letter");
-        let link = dir.path().join("link");
-        std::os::unix::fs::symlink(&saved, &link).expect("a link");
-        let text = dir.path().join("text");
-        fs::write(&text, "no archive").expect("a file");
-        for path in [&other, &link, &text, &dir.path().join("nowhere")] {
-            assert!(remove(path).is_err(), "{}", path.display());
-        }
-        assert!(other.join("letter").exists() && saved.exists() && text.exists());
-        remove(&saved).expect("removed");
-        assert!(!saved.exists());
-    }
 }

@@ -9,7 +9,7 @@
 
 pub mod criu_options;
 pub mod flags;
-mod interrupt;
+pub mod interrupt;
 pub mod pack;
 pub mod place;
 pub mod save;

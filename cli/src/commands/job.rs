@@ -1,12 +1,11 @@
 //! `cedana job …`: the verbs about jobs and their checkpoints under one word.
 
-pub mod checkpoint;
 pub mod checkpoints;
 pub mod inspect;
 
 use clap::Subcommand;
 
-use super::{delete, kill, ps};
+use super::{checkpoint, delete, kill, ps};
 use crate::context::Context;
 use crate::error::Error;
 
@@ -28,7 +27,7 @@ pub enum Verb {
     Inspect(inspect::Args),
     /// List the checkpoints of a job
     Checkpoints(checkpoints::Args),
-    /// Look at checkpoints
+    /// Look at checkpoints, verify and remove them
     Checkpoint(checkpoint::Args),
     /// Kill jobs
     Kill(kill::Args),

@@ -9,22 +9,13 @@ use jobs::record::{Checkpoint, Origin};
 use jobs::registry::{OnDisk, Registry};
 use jobs::spool::Spool;
 use jobs::wire::{self, StatusAnswer, Target};
-use oci_bundles::archive;
-use serde::Deserialize;
+use oci_bundles::checkpoint;
+use oci_bundles::manifest::Manifest;
 use tokio::time::timeout;
 
 use crate::context::Context;
 use crate::error::Error;
 use crate::{output, shim};
-
-/// The shim's manifest in the directory of a checkpoint.
-const MANIFEST: &str = "cedana.json";
-
-/// A manifest has under 1 KiB, unless a thousand processes were stopped.
-const MANIFEST_BYTES_MAX: u64 = 64 << 10;
-
-/// Where in an archive the manifest is looked for: it stands before the memory, with what describes the processes.
-const WITHIN: u64 = 64 << 20;
 
 /// Checkpoints that are looked at. Whoever keeps more of them in one directory names the others by their paths.
 const CHECKPOINTS_MAX: usize = 10_000;
@@ -49,12 +40,6 @@ const SHIMS: Duration = Duration::from_secs(5);
 
 /// One of them.
 const SHIM: Duration = Duration::from_secs(1);
-
-#[derive(Debug, Deserialize)]
-struct Manifest {
-    #[serde(default)]
-    origin: Option<Origin>,
-}
 
 /// Takes in the checkpoints of the default directory, and jobs whose shims run while their records are gone. What cannot be read
 /// or asked is not there: the registry is only an index.
@@ -158,15 +143,17 @@ fn on_disk(path: &Path) -> Option<OnDisk> {
 
 /// What a checkpoint, a directory or an archive, says of where it comes from.
 pub fn origin(checkpoint: &Path) -> Option<Origin> {
+    // A link is no checkpoint of this directory's.
     let kind = fs::symlink_metadata(checkpoint).ok()?.file_type();
-    let text = if kind.is_dir() {
-        small(&checkpoint.join(MANIFEST), MANIFEST_BYTES_MAX)?
-    } else if kind.is_file() {
-        archive::read_file(checkpoint, Path::new(MANIFEST), MANIFEST_BYTES_MAX, WITHIN).ok()??
-    } else {
+    if !kind.is_dir() && !kind.is_file() {
         return None;
-    };
-    serde_json::from_slice::<Manifest>(&text).ok()?.origin
+    }
+    origin_in(&checkpoint::manifest(checkpoint).ok()??)
+}
+
+/// The same of its manifest.
+pub fn origin_in(manifest: &Manifest) -> Option<Origin> {
+    serde_json::from_value(manifest.origin.clone()?).ok()
 }
 
 /// A small regular file. A fifo in its place would hold us up for ever.
@@ -183,7 +170,8 @@ fn small(path: &Path, bytes_max: u64) -> Option<Vec<u8>> {
     Some(text)
 }
 
-fn size(path: &Path) -> u64 {
+/// The bytes of the files of a checkpoint.
+pub fn size(path: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(path) else {
         return fs::metadata(path).map_or(0, |file| file.len());
     };
@@ -198,6 +186,8 @@ fn size(path: &Path) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use oci_bundles::archive;
+    use oci_bundles::manifest::NAME as MANIFEST;
     use serde_json::json;
 
     use super::*;
