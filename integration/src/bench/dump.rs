@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use super::figure::{CAPTURE_MEMORY, DUMP_1G, DUMP_HALF_ZERO, FREEZE_1G, FREEZE_FLOOR, Figure, Side};
@@ -86,7 +86,8 @@ impl Large {
         let images = self.0.images()?;
         let hog = self.0.of(Side::Theirs);
         let _before = hog.gap()?;
-        floor::dump(&images, &hog.id, hog.pid)?;
+        let bytes = floor::dump(&images, &hog.id, hog.pid)?;
+        ensure!(bytes >= u64::from(MIB) << 20, "only {bytes} bytes of pages came");
         let gap = hog.gap()?;
         remove(&images)?;
         Ok(gap)
