@@ -12,6 +12,7 @@ pub mod lock;
 pub mod logs;
 pub mod manifest;
 pub mod proc;
+pub mod programs;
 pub mod stray;
 pub mod telling;
 mod version;

@@ -11,6 +11,7 @@ use super::execs::{deleted, drain};
 use super::queue::answer;
 use super::{Deleted, Facts, Owner, Reply};
 use crate::cgroup::{Metrics, moves};
+use crate::criu::programs;
 use crate::error::{Error, Result, internal};
 use crate::events::Event;
 use crate::reap::ExitWatch;
@@ -115,11 +116,12 @@ impl Owner {
             if !facts.runc.is_plain() {
                 return by_runtime(&facts, "pause").await;
             }
-            facts
-                .cgroup()?
-                .freeze(FREEZE_DEADLINE)
-                .await
-                .map_err(internal("pause the container"))
+            let cgroup = facts.cgroup()?;
+            let failed = "pause the container";
+            cgroup.freeze(FREEZE_DEADLINE).await.map_err(internal(failed))?;
+            // Most clients pause before they ask for a dump, which must not lift a client's pause.
+            let paused = programs::leave_starts(cgroup, FREEZE_DEADLINE).await;
+            paused.map(drop).map_err(internal(failed))
         };
         self.exclusively("pause", freeze, |owner, frozen| {
             let id = owner.facts.id.clone();

@@ -17,7 +17,7 @@ use super::save::beside;
 use super::{DumpCause, DumpJob, Dumping, commit, describe};
 use crate::cgroup::CgroupError;
 use crate::criu::conf::{self, Options, Request};
-use crate::criu::{Criu, connections, images, manifest, proc, stray, work};
+use crate::criu::{Criu, connections, images, manifest, proc, programs, stray, work};
 use crate::phases::Stopwatch;
 use crate::progress::size_of;
 use crate::restore::loopback;
@@ -27,13 +27,6 @@ const STAGING: &str = ".cedana-partial";
 
 /// CRIU's own limit for getting the tasks to stand is 10 s; a task in uninterruptible sleep delays it.
 pub(super) const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
-
-/// From vfork to exec, or from runc's init to the program, takes a fraction of a millisecond.
-const PROGRAM_START_TIME: Duration = Duration::from_millis(1);
-
-/// A container that starts programs without a pause is in a vfork at half of all times; a second of tries finds the
-/// other half.
-const PROGRAM_START_ATTEMPTS: u32 = 200;
 
 /// How often a paused container is looked at; nothing of it moves, so that a second look differs at most for a process that
 /// was still on its way to the freezer.
@@ -168,56 +161,29 @@ impl<'j> Dumping<'j> {
             }
         }
         if self.froze {
-            self.leave_program_starts().await
+            if !programs::leave_starts(cgroup, FREEZE_DEADLINE).await? {
+                // A child that does not execute for so long may be gone when CRIU gets there, and if not, CRIU says so.
+                tracing::warn!(id = self.job.id, "a process does not come to its program");
+            }
+            Ok(())
         } else {
             self.refuse_program_starts().await
         }
     }
 
-    /// Lets a frozen container run on until no process of it is in the middle of starting a program.
-    ///
-    /// A vfork: CRIU stops the child, the parent waits for the child and cannot be stopped, and after 10 s CRIU gives up
-    /// (a shell that starts programs in a loop: one dump in fifty). A container or an exec that has just been started:
-    /// runc comes back a moment before its init executes the container's program.
-    async fn leave_program_starts(&mut self) -> Result<(), DumpCause> {
-        let cgroup = &self.job.cgroup;
-        for attempt in 0..PROGRAM_START_ATTEMPTS {
-            if !self.is_starting_program() {
-                return Ok(());
-            }
-            tracing::debug!(
-                id = self.job.id,
-                attempt,
-                "a process is in the middle of starting a program"
-            );
-            cgroup.thaw(FREEZE_DEADLINE).await?;
-            sleep(PROGRAM_START_TIME).await;
-            cgroup.freeze(FREEZE_DEADLINE).await?;
-        }
-        // A child that does not execute for so long may be gone when CRIU gets there, and if not, CRIU says so.
-        tracing::warn!(id = self.job.id, "a process does not come to its program");
-        Ok(())
-    }
-
     /// A client's pause is not lifted for it. What the processes wait for is theirs to tell, so one look is not enough.
     async fn refuse_program_starts(&self) -> Result<(), DumpCause> {
         for _ in 0..PAUSED_LOOKS {
-            if !self.is_starting_program() {
+            if !programs::is_any_starting(&self.pids()) {
                 return Ok(());
             }
-            sleep(PROGRAM_START_TIME).await;
+            sleep(programs::START_TIME).await;
         }
         Err(DumpCause::Refused(
             "the container was paused while a process of it was in the middle of starting a program, which CRIU cannot save; \
              resume it, pause it again and repeat the dump"
                 .to_owned(),
         ))
-    }
-
-    fn is_starting_program(&self) -> bool {
-        self.pids()
-            .into_iter()
-            .any(|pid| proc::is_vforking(pid) || proc::is_launching(pid))
     }
 
     pub(super) fn look_at_connections(&mut self) -> Result<(), DumpCause> {
