@@ -1,6 +1,8 @@
 //! `cedana dump containerd`.
 
 pub mod foreign;
+mod outcome;
+mod partial;
 
 use super::dump::flags::Flags;
 use super::dump::save;

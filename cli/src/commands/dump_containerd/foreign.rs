@@ -1,21 +1,19 @@
 //! A dump of a container that another shim runs, by containerd's own call.
-//!
-//! ```text
-//!   .NAME.partial-PID/   the shim writes images and CRIU's log here; synced, and with a manifest of ours
-//!   NAME/                its name once it is complete
-//! ```
 
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Instant, SystemTime};
 
 use config::Tcp;
 use jobs::record::{Key, Origin};
 use jobs::registry::Job;
 use jobs::wire::{DumpAnswer, DumpRequest};
-use serde::Serialize;
+use oci_bundles::manifest::Manifest;
 
+use super::outcome;
+use super::partial::Partial;
+use crate::commands::dump::interrupt::interrupted;
 use crate::context::Context;
 use crate::engines::containerd::{Containerd, ForeignDump};
 use crate::error::{Error, Kind};
@@ -24,10 +22,7 @@ use crate::output;
 /// CRIU's log of a dump, in its work directory.
 const LOG: &str = "dump.log";
 
-/// Where our shim looks for what a restore must know.
-const MANIFEST: &str = "cedana.json";
-
-/// The manifest's schema that is written here.
+/// The manifest's schema that is written here: no parts are listed, which the first one says best.
 const SCHEMA: u32 = 1;
 
 /// The largest part of CRIU's log that is looked through for what it says of the failure, in bytes: its end.
@@ -35,15 +30,6 @@ const LOG_BYTES_MAX: u64 = 1 << 20;
 
 /// How many of CRIU's own error lines are passed on: the first one is the cause.
 const LINES_MAX: usize = 3;
-
-/// What a restore must know, in the words of our shim's manifest.
-#[derive(Debug, Serialize)]
-struct Manifest<'a> {
-    schema: u32,
-    shell_job: bool,
-    external_unix_sockets: bool,
-    origin: &'a Origin,
-}
 
 /// The settings that containerd's own shim has an option for.
 const KNOWN: [&str; 3] = ["dump.tcp", "dump.file-locks", "dump.external-unix-sockets"];
@@ -81,7 +67,15 @@ pub async fn ask(context: &Context, job: &Job, request: &DumpRequest) -> Result<
     };
     let engine = Containerd::connect(&job.key.engine, &job.key.namespace).await?;
     let begun = Instant::now();
-    let size = dump(&engine, &origin, &request.path, options, &settings.dump.log_dir).await?;
+    let manifest = Manifest {
+        schema: SCHEMA,
+        shell_job: options.shell_job,
+        external_unix_sockets: options.external_unix_sockets,
+        origin: serde_json::to_value(&origin).ok(),
+        ..Manifest::default()
+    };
+    let logs = &settings.dump.log_dir;
+    let size = dump(&engine, job, &request.path, (options, manifest), logs).await?;
     Ok(DumpAnswer {
         size,
         timings: vec![("dump".to_owned(), begun.elapsed().as_secs_f64() * 1000.0)],
@@ -111,102 +105,78 @@ fn now_ms() -> u64 {
 /// Dumps a container into a directory that is not there yet. Returns the bytes.
 async fn dump(
     engine: &Containerd,
-    origin: &Origin,
+    job: &Job,
     path: &Path,
-    dump: ForeignDump,
+    (dump, manifest): (ForeignDump, Manifest),
     logs: &Path,
 ) -> Result<u64, Error> {
     let partial = Partial::make(path)?;
     let dump = ForeignDump {
-        images: partial.0.clone(),
-        work: partial.0.clone(),
+        images: partial.path().to_owned(),
+        work: partial.path().to_owned(),
         ..dump
     };
-    // containerd's shim kills CRIU when its caller goes away, and with it what CRIU is in the middle of: an interrupt waits.
-    let mut call = std::pin::pin!(engine.checkpoint_task(&origin.key.id, &dump));
-    let mut interrupted = false;
-    let done = loop {
-        tokio::select! {
-            done = &mut call => break done,
-            _pressed = tokio::signal::ctrl_c() => {
-                if !interrupted {
-                    output::note("containerd's own shim cannot take a dump back: it is awaited");
-                }
-                interrupted = true;
-            }
+    let (done, is_interrupted) = awaited(engine.checkpoint_task(&job.key.id, &dump)).await;
+    if let Err(error) = done {
+        let error = explained(error, &partial.path().join(LOG), &job.key, logs);
+        // containerd may be gone, and CRIU have gone on without it: then these images are all that is left.
+        if dump.exit && !outcome::goes_on(&job.record.init, partial.path()).await {
+            return Err(kept(error, partial, &manifest, &job.name));
         }
-    };
-    done.map_err(|error| explained(error, &partial.0.join(LOG), &origin.key, logs))?;
-    if interrupted && !dump.exit {
+        return Err(error);
+    }
+    if is_interrupted && !dump.exit {
         return Err(Error::new(
             Kind::Interrupted,
             "interrupted: the container goes on, and nothing is kept",
         ));
     }
-    let manifest = Manifest {
-        schema: SCHEMA,
-        shell_job: dump.shell_job,
-        external_unix_sockets: dump.external_unix_sockets,
-        origin,
-    };
     match partial.complete(&manifest, path) {
         Ok(size) => Ok(size),
-        // The container has ended: these images are all that is left of it.
-        Err(source) if dump.exit => {
-            let kept = partial.keep();
-            Err(failed("keep", path, &source).hint(format!("the images are in {}", kept.display())))
-        }
+        Err(source) if dump.exit => Err(kept(failed("keep", path, &source), partial, &manifest, &job.name)),
         Err(source) => Err(failed("keep", path, &source)),
     }
 }
 
-/// The directory of a dump that is not complete; it goes with this.
-struct Partial(PathBuf);
-
-impl Partial {
-    fn make(path: &Path) -> Result<Self, Error> {
-        use std::os::unix::fs::DirBuilderExt;
-        if path.symlink_metadata().is_ok() {
-            return Err(Error::usage(format!("{} is there already", path.display())));
+/// containerd's shim kills CRIU when its caller goes away, and with it what CRIU is in the middle of: an interrupt waits.
+/// Returns whether there was one, too.
+async fn awaited(call: impl Future<Output = Result<(), Error>>) -> (Result<(), Error>, bool) {
+    let mut call = std::pin::pin!(call);
+    let mut is_interrupted = false;
+    loop {
+        tokio::select! {
+            done = &mut call => return (done, is_interrupted),
+            () = interrupted() => {
+                if !is_interrupted {
+                    output::note("containerd's own shim cannot take a dump back: it is awaited");
+                }
+                is_interrupted = true;
+            }
         }
-        let mut name = std::ffi::OsString::from(".");
-        name.push(path.file_name().unwrap_or_default());
-        name.push(format!(".partial-{}", std::process::id()));
-        let partial = path.with_file_name(name);
-        let made = fs::DirBuilder::new().mode(0o700).create(&partial);
-        made.map_err(|source| failed("make", &partial, &source))?;
-        Ok(Self(partial))
-    }
-
-    fn complete(&self, manifest: &Manifest<'_>, path: &Path) -> io::Result<u64> {
-        fs::write(self.0.join(MANIFEST), serde_json::to_vec(manifest)?)?;
-        let mut size = 0;
-        for entry in fs::read_dir(&self.0)? {
-            let file = File::open(entry?.path())?;
-            size += file.metadata()?.len();
-            file.sync_all()?;
-        }
-        File::open(&self.0)?.sync_all()?;
-        fs::rename(&self.0, path)?;
-        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            File::open(parent)?.sync_all()?;
-        }
-        Ok(size)
-    }
-
-    fn keep(mut self) -> PathBuf {
-        std::mem::take(&mut self.0)
     }
 }
 
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if !self.0.as_os_str().is_empty()
-            && let Err(source) = fs::remove_dir_all(&self.0)
-            && source.kind() != io::ErrorKind::NotFound
-        {
-            output::warning(&format!("failed to remove {}: {source}", self.0.display()));
-        }
+/// The failure of a dump whose images are all that is left of a container.
+fn kept(error: Error, partial: Partial, manifest: &Manifest, job: &str) -> Error {
+    let is_whole = outcome::has_inventory(partial.path());
+    let described = partial.describe(manifest);
+    let images = partial.keep();
+    if !is_whole {
+        return error.hint(format!(
+            "the container does not go on; what CRIU wrote of it is in {}, and is not complete",
+            images.display()
+        ));
+    }
+    let error = error.hint(format!(
+        "the container does not go on; its images are kept in {}",
+        images.display()
+    ));
+    let restore = format!("cedana restore job {job} --path {}", images.display());
+    match described {
+        Ok(()) => error.hint(format!("restore it from there: {restore}")),
+        Err(source) => error.hint(format!(
+            "restore it from there, once there is room ({source}): {restore}"
+        )),
     }
 }
 
@@ -251,52 +221,13 @@ fn telling(log: &str) -> String {
     errors.take(LINES_MAX).collect::<Vec<_>>().join("; ")
 }
 
-fn failed(action: &str, path: &Path, source: &io::Error) -> Error {
+pub(super) fn failed(action: &str, path: &Path, source: &io::Error) -> Error {
     Error::failed(format!("failed to {action} {}: {source}", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn origin() -> Origin {
-        Origin {
-            key: jobs::record::Key {
-                engine: "/run/containerd/containerd.sock".into(),
-                namespace: "default".to_owned(),
-                id: "web".to_owned(),
-            },
-            name: None,
-            checkpoint: "c".to_owned(),
-            at: 1,
-            left_running: true,
-        }
-    }
-
-    #[test]
-    fn a_dump_is_seen_whole_or_not_at_all() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("saved");
-        let origin = origin();
-        let manifest = Manifest {
-            schema: SCHEMA,
-            shell_job: false,
-            external_unix_sockets: false,
-            origin: &origin,
-        };
-        drop(Partial::make(&path).expect("made"));
-        assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 0, "given up");
-        let partial = Partial::make(&path).expect("made");
-        fs::write(partial.0.join("inventory.img"), "12345").expect("write");
-        let size = partial.complete(&manifest, &path).expect("complete");
-        drop(partial);
-        assert!(path.join("inventory.img").is_file() && size > 5);
-        assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 1);
-        assert_eq!(
-            Partial::make(&path).map(|_| ()).expect_err("there").kind,
-            Kind::Usage
-        );
-    }
 
     #[test]
     fn the_first_errors_of_a_log_are_told() {

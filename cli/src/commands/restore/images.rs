@@ -9,15 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use jobs::liveness;
 use jobs::record::{Origin, Process};
 use oci_bundles::archive::{self, ArchiveError, Form, Limits};
+use oci_bundles::checkpoint::INVENTORY;
 
 use crate::context::Context;
 use crate::error::{Error, Kind};
 use crate::jobs::rebuild;
 use crate::output;
 use crate::output::progress::Progress;
-
-/// What CRIU writes last but for its statistics; a directory without it is no checkpoint.
-const INVENTORY: &str = "inventory.img";
 
 /// A checkpoint that can be restored from.
 #[derive(Debug)]
