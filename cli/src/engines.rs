@@ -13,6 +13,9 @@ use crate::error::Error;
 
 pub use address::Address;
 
+/// The name of our runtime, which containerd makes the name of our shim's binary of.
+pub const RUNTIME: &str = "io.containerd.cedana.v1";
+
 /// How much of what a client says is passed on: the last lines say why it failed.
 const SAID_LINES_MAX: usize = 8;
 

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 use config::{Layers, resolve_layers};
-use jobs::record::{Checkpoint, Key, Status};
+use jobs::record::{Checkpoint, Key, NAME_RULE, Status};
 use jobs::registry::find::find;
 use jobs::registry::{Adopted, FindError, Job, Registry, RegistryError, Warning};
 
@@ -150,6 +150,11 @@ impl From<RegistryError> for Error {
             RegistryError::Spool(_) | RegistryError::Broken(_) => Self::failed(error.to_string()),
         }
     }
+}
+
+/// That a job cannot be called so.
+pub fn no_name(name: &str) -> Error {
+    Error::usage(format!("{name:?} is no name for a job: a name has {NAME_RULE}"))
 }
 
 /// Offers a shell the names of jobs.

@@ -163,6 +163,10 @@ fn a_run_that_cannot_be_is_refused() -> Result<()> {
         "localhost/no/such:image",
     )?;
     let _first = Counter::run(&host, "taken")?;
+    for name in ["a b", "a/b", ""] {
+        let rule = "is no name for a job: a name has letters, digits";
+        cedana.fails(&run(&host, &["--jid", name], &["true"]), code::USAGE, rule)?;
+    }
     cedana.fails(
         &run(&host, &["--id", "taken"], &["true"]),
         code::WRONG_STATE,

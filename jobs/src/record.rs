@@ -10,6 +10,15 @@ pub const SCHEMA: u32 = 1;
 /// Checkpoints a record remembers, the newest last. The database remembers all that it has seen.
 pub const CHECKPOINTS_MAX: usize = 32;
 
+/// The annotation that names a job.
+pub const NAME_ANNOTATION: &str = "cedana.job";
+
+/// Bytes of a job's name: it is shown in tables and typed in commands.
+pub const NAME_BYTES_MAX: usize = 128;
+
+/// What [`is_name`] allows, in words that follow on "a name has".
+pub const NAME_RULE: &str = "letters, digits and . _ -, 128 at most";
+
 /// What makes a job unique on a machine.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Key {
@@ -176,4 +185,32 @@ pub struct Record {
     /// The checkpoint it was restored from.
     #[serde(default)]
     pub restored_from: Option<PathBuf>,
+}
+
+/// Whether a job can be called so: a table and a command line can bear it.
+pub fn is_name(name: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.chars().all(is_plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_words() {
+        for (name, ok) in [
+            ("web-1", true),
+            ("a.b_c", true),
+            ("", false),
+            ("a b", false),
+            ("a/b", false),
+            ("\u{1b}[31m", false),
+        ] {
+            assert_eq!(is_name(name), ok, "{name:?}");
+        }
+        assert!(is_name(&"x".repeat(NAME_BYTES_MAX)));
+        assert!(!is_name(&"x".repeat(NAME_BYTES_MAX + 1)));
+        assert!(NAME_RULE.contains(&NAME_BYTES_MAX.to_string()));
+    }
 }

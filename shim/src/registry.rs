@@ -17,19 +17,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use jobs::liveness;
 use jobs::pending::{self, Pending};
 use jobs::record::{
-    self, Act, CHECKPOINTS_MAX, Checkpoint, Exit, Key, Origin, Process, Record, SCHEMA, Stdio,
+    self, Act, CHECKPOINTS_MAX, Checkpoint, Exit, Key, NAME_ANNOTATION, Origin, Process, Record, SCHEMA,
+    Stdio, is_name,
 };
 use jobs::spool::Spool;
 use oci_bundles::spec::SpecView;
 
 use crate::error::{Result, internal};
 use crate::stdio::StdioRequest;
-
-/// The annotation that names a job.
-const NAME: &str = "cedana.job";
-
-/// A name is shown in tables and typed in commands.
-const NAME_BYTES_MAX: usize = 128;
 
 /// What Kubernetes' runtimes say of a container, and of a pod's pause container.
 const CRI_KIND: &str = "io.kubernetes.cri.container-type";
@@ -93,7 +88,7 @@ impl Registry {
         });
         let record = Record {
             schema: SCHEMA,
-            name: annotation(NAME).filter(|name| is_name(name)),
+            name: annotation(NAME_ANNOTATION).filter(|name| is_name(name)),
             sandbox: annotation(CRI_KIND).is_some_and(|kind| kind == "sandbox"),
             image: annotation(CRI_IMAGE),
             bundle: container.bundle.to_owned(),
@@ -316,12 +311,6 @@ fn stdio(request: &StdioRequest) -> Stdio {
     }
 }
 
-/// A name that a table and a command line can bear.
-fn is_name(name: &str) -> bool {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.chars().all(is_plain)
-}
-
 /// A random UUID, from the kernel.
 fn new_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/uuid")
@@ -332,21 +321,6 @@ fn new_id() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_are_words() {
-        for (name, ok) in [
-            ("web-1", true),
-            ("a.b_c", true),
-            ("", false),
-            ("a b", false),
-            ("a/b", false),
-            ("\u{1b}[31m", false),
-        ] {
-            assert_eq!(is_name(name), ok, "{name:?}");
-        }
-        assert!(!is_name(&"x".repeat(129)));
-    }
 
     #[test]
     fn the_credentials_of_a_logger_are_not_published() {

@@ -4,16 +4,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jobs::liveness;
-use jobs::record::Key;
+use jobs::record::{Key, NAME_ANNOTATION, is_name};
 use jobs::registry::{Adopted, Job};
 use serde::Serialize;
 
 use super::upcoming;
+use crate::commands::restore::{KUBERNETES_LABEL, sandbox, starts_afresh};
 use crate::context::Context;
 use crate::engines::Address;
 use crate::engines::containerd::{Containerd, Task};
 use crate::error::Error;
-use crate::jobs::Jobs;
+use crate::jobs::{Jobs, no_name};
 use crate::output;
 
 /// Where containerd keeps the bundles of tasks, unless it is told otherwise.
@@ -54,6 +55,9 @@ struct Managed {
 /// # Errors
 /// There is no such container, it does not run, or another job has the name.
 pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
+    if let Some(name) = args.jid.as_deref().filter(|name| !is_name(name)) {
+        return Err(no_name(name));
+    }
     // Before anything that takes time, so that Ctrl+C means the same from the beginning on.
     let mut interrupts = args.upcoming.then(upcoming::interrupts).transpose()?;
     let namespace = args.address.namespace();
@@ -69,6 +73,12 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
     if let Some(path) = &args.pid_file {
         std::fs::write(path, task.pid.to_string())
             .map_err(|source| Error::failed(format!("failed to write {}: {source}", path.display())))?;
+    }
+    if starts_afresh(job.engine, job.managed) {
+        output::warning(&format!(
+            "{} can be saved with --leave-running only: {} could not restore it, as it was created for another runtime",
+            job.name, job.engine
+        ));
     }
     let managed = Managed {
         job: job.name,
@@ -116,7 +126,9 @@ pub async fn adopt(
             "container {} is a job already: {}, under our own shim",
             key.id, job.name
         ))
-        .hint("its name is its annotation cedana.job, or the container's own"));
+        .hint(format!(
+            "its name is its annotation {NAME_ANNOTATION}, or the container's own"
+        )));
     }
     if let Some(name) = name
         && let Some(other) = jobs.named(name).filter(|job| job.key != *key)
@@ -128,6 +140,9 @@ pub async fn adopt(
     }
     let gone = || Error::not_found(format!("container {} is gone meanwhile", key.id));
     let container = engine.container(&key.id).await?.ok_or_else(gone)?;
+    if container.labels.get(KUBERNETES_LABEL).is_some_and(|kind| kind == "sandbox") {
+        return Err(sandbox(&key.id));
+    }
     let adopted = Adopted {
         key: key.clone(),
         name: name.map(str::to_owned),

@@ -1,13 +1,12 @@
 //! Another container like one that is there: what a checkpoint is restored into under a new id.
 
+use jobs::record::NAME_ANNOTATION;
 use serde_json::Value;
 
 use super::engine::is_ours;
+use crate::engines::RUNTIME;
 use crate::engines::containerd::{Container, Containerd};
 use crate::error::Error;
-
-/// The annotation that names a job: a name belongs to one of them.
-const JOB_ANNOTATION: &str = "cedana.job";
 
 /// Labels of clients that keep books of their own, which another container would not be in.
 const KEEPERS: [(&str, &str); 2] = [
@@ -36,7 +35,7 @@ pub async fn create(engine: &Containerd, like: &Container, id: &str) -> Result<C
     rename(&mut spec, &like.id, id);
     let mut container = like.copy(id, &spec, id)?;
     if !is_ours(&container.runtime) && container.runtime.is_empty() {
-        container.runtime = "io.containerd.cedana.v1".to_owned();
+        container.runtime = RUNTIME.to_owned();
     }
     // The record first: containerd collects a file system that no record names.
     engine.create_container(&container).await?;
@@ -76,7 +75,7 @@ fn rename(spec: &mut Value, old: &str, new: &str) {
         *path = format!("{parent}{new}");
     }
     if let Some(Value::Object(annotations)) = spec.pointer_mut("/annotations") {
-        let _ = annotations.remove(JOB_ANNOTATION);
+        let _ = annotations.remove(NAME_ANNOTATION);
     }
 }
 

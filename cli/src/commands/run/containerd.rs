@@ -5,19 +5,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use jobs::record::{NAME_ANNOTATION, is_name};
 use serde::Serialize;
 
 use super::names;
 use crate::commands::restore::file_uri;
 use crate::context::Context;
 use crate::engines::containerd::Containerd;
-use crate::engines::{Address, absent, client};
+use crate::engines::{Address, RUNTIME, absent, client};
 use crate::error::{Error, Kind};
-use crate::jobs::Jobs;
+use crate::jobs::{Jobs, no_name};
 use crate::output;
-
-/// The runtime's name.
-const RUNTIME: &str = "io.containerd.cedana.v1";
 
 /// Where the output of a job goes that is given no file; users of Cedana look for it there.
 const LOG_DIR: &str = "/var/log";
@@ -141,9 +139,7 @@ fn clear(log: &Path) -> Result<(), Error> {
 async fn name(args: &Args, context: &Context) -> Result<String, Error> {
     let jobs = Jobs::open(context).await?;
     match &args.jid {
-        Some(name) if name.is_empty() || name.contains(['/', '\n']) => {
-            Err(Error::usage(format!("{name:?} is no name for a job")))
-        }
+        Some(name) if !is_name(name) => Err(no_name(name)),
         Some(name) if jobs.is_taken(name) => Err(Error::wrong_state(format!(
             "there is a job {name} already"
         ))
@@ -188,7 +184,7 @@ fn ctr(args: &Args, engine: &Containerd, job: &str) -> Command {
         .arg(engine.address())
         .args(["--namespace", engine.namespace(), "run", "--runtime", RUNTIME])
         .arg("--annotation")
-        .arg(format!("cedana.job={job}"));
+        .arg(format!("{NAME_ANNOTATION}={job}"));
     if !args.no_network {
         let _ = command.arg("--net-host");
     }
