@@ -11,6 +11,7 @@ pub mod criu_options;
 pub mod flags;
 pub mod interrupt;
 pub mod pack;
+mod possible;
 pub mod place;
 pub mod save;
 pub mod watch;

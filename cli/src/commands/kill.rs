@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
+use super::restore::sandbox;
 use crate::context::Context;
 use crate::engines::containerd::Containerd;
 use crate::error::Error;
@@ -100,6 +101,9 @@ async fn kill(job: &Job, signal: Signal) -> Result<(), Error> {
             "job {} is not running (status: {})",
             job.name, job.status
         )));
+    }
+    if job.record.sandbox {
+        return Err(sandbox(&job.name));
     }
     let act = format!("kill job {}", job.name);
     let number = u32::try_from(signal as i32).unwrap_or_default();

@@ -24,6 +24,8 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::output;
 
+pub use containerd::KUBERNETES_LABEL;
+pub use job::{sandbox, starts_afresh};
 pub use streams::file_uri;
 
 /// Its arguments.

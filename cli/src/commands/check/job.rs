@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::criu;
 use super::kernel::Release;
 use super::tool::{Places, Silent, run};
+use crate::commands::restore::starts_afresh;
 use crate::context::Context;
 use crate::engines::our_shim;
 use crate::error::Error;
@@ -44,6 +45,7 @@ pub async fn run_for(name: &str, namespace: Option<&str>, context: &Context) -> 
     refuse_what_does_not_run(&job)?;
     let mut report = ask(&job.record).await?;
     add_host(&mut report).await;
+    add_engine(&mut report, &job);
     let can_dump = report.can_be_dumped();
     if context.json {
         output::json(&Document {
@@ -126,6 +128,32 @@ async fn add_host(report: &mut Report) {
         Some(_) => return,
     };
     report.findings.push(finding);
+    report.findings.sort_by(Finding::order);
+}
+
+/// What its engine could do with a checkpoint.
+fn add_engine(report: &mut Report, job: &Job) {
+    if job.record.sandbox {
+        report.findings.push(Finding {
+            code: "sandbox".to_owned(),
+            severity: Severity::Blocks,
+            what: "it is the pause container of a pod, which ends with it".to_owned(),
+            process: None,
+            remedy: "save a container of the pod".to_owned(),
+        });
+    }
+    if starts_afresh(job.engine, job.managed) {
+        report.findings.push(Finding {
+            code: "other-runtime".to_owned(),
+            severity: Severity::Note,
+            what: format!(
+                "{} could not restore it: it was created for another runtime",
+                job.engine
+            ),
+            process: None,
+            remedy: "save it with --leave-running; one that is created with --runtime io.containerd.cedana.v1 is restored".to_owned(),
+        });
+    }
     report.findings.sort_by(Finding::order);
 }
 

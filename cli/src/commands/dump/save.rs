@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::flags::Flags;
 use super::place::{self, Place};
-use super::{interrupt, pack, watch};
+use super::{interrupt, pack, possible, watch};
 use crate::commands::dump_containerd::foreign;
 use crate::context::Context;
 use crate::error::{Error, Kind};
@@ -59,6 +59,7 @@ pub async fn save(context: &Context, jobs: &mut Jobs, job: &Job, flags: &Flags) 
     }
     let wishes = flags.wishes(context)?;
     let place = place::choose(context, flags, &job.name)?;
+    possible::refuse(job, wishes.leave_running)?;
     let request = DumpRequest {
         id: job.key.id.clone(),
         path: place.directory.clone(),

@@ -17,8 +17,8 @@ use crate::error::Error;
 use crate::jobs::Jobs;
 use crate::output::progress::Progress;
 
-/// What containerd's CRI writes on containers of pods.
-const KUBERNETES_LABEL: &str = "io.cri-containerd.kind";
+/// What containerd's CRI writes on containers of pods: `container` or `sandbox`.
+pub const KUBERNETES_LABEL: &str = "io.cri-containerd.kind";
 
 /// Its arguments.
 #[derive(Debug, clap::Args)]

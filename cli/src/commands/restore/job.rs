@@ -103,9 +103,12 @@ fn latest(job: &Job) -> Result<PathBuf, Error> {
 
 /// Says no to what its engine could only start afresh, or not at all.
 fn refuse(job: &Job, out: Option<&Path>) -> Result<(), Error> {
+    if job.record.sandbox {
+        return Err(sandbox(&job.name));
+    }
     match job.engine {
         EngineKind::Cri => Err(pod(&job.name)),
-        EngineKind::Docker | EngineKind::Nerdctl if job.managed => Err(foreign(&job.name)),
+        engine if starts_afresh(engine, job.managed) => Err(foreign(&job.name)),
         EngineKind::Docker | EngineKind::Nerdctl if out.is_some() => Err(Error::usage(format!(
             "--out cannot be used for {}: its output goes where its engine keeps logs",
             job.name
@@ -131,6 +134,19 @@ async fn restore(order: &Order<'_>, job: &Job, out: Option<&Path>) -> Result<i32
         )
     })?;
     by_containerd(order, &engine, &container, Some(&job.record.stdio), out).await
+}
+
+/// Whether its engine starts it itself, and under a runtime that restores nothing.
+pub fn starts_afresh(engine: EngineKind, managed: bool) -> bool {
+    managed && engine != EngineKind::Containerd
+}
+
+/// That a container is all that a pod hangs on: its network and namespaces go with it.
+pub fn sandbox(name: &str) -> Error {
+    Error::unsupported(format!(
+        "{name} is the pause container of a pod, which ends with it"
+    ))
+    .hint("name a container of the pod; the pod itself is stopped by crictl stopp, or by Kubernetes")
 }
 
 /// That a container is of a pod. A pod is more than its containers: its sandbox and its network are the kubelet's to make.
