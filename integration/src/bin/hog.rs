@@ -64,7 +64,11 @@ fn main() -> Result<()> {
         "half-zero" => Content::HalfZero,
         other => bail!("no such content: {other}"),
     };
-    let mut memory = vec![0_u64; mib.parse::<usize>()? * PAGES_PER_MIB * PAGE_WORDS];
+    let words = mib.parse::<usize>()? * PAGES_PER_MIB * PAGE_WORDS;
+    let mut space = vec![0_u64; words + PAGE_WORDS];
+    // From the beginning of a page: a page that is half another's is never zero.
+    let offset = space.as_ptr().align_offset(4096);
+    let memory = space.get_mut(offset..offset + words).unwrap_or_default();
     for (number, page) in memory.chunks_mut(PAGE_WORDS).enumerate() {
         content.fill(number as u64, page);
     }
@@ -73,7 +77,7 @@ fn main() -> Result<()> {
     for (number, line) in (1_u64..).zip(std::io::stdin().lock().lines()) {
         match line?.trim() {
             "gap" => println!("gap {number} {}", gap.swap(0, Ordering::Relaxed)),
-            _ => match check(&memory, content) {
+            _ => match check(memory, content) {
                 Ok(()) => println!("ok {number}"),
                 Err(error) => println!("bad: {error:#}"),
             },
