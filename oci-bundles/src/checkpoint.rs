@@ -20,7 +20,7 @@ use crate::archive::{self, ArchiveError, Form};
 use crate::manifest::{self, Difference, Manifest, ManifestError};
 
 pub use convert::{Converted, convert};
-pub use verify::{Verdict, verify};
+pub use verify::{Verdict, parts, verify};
 
 /// What every directory of process images has.
 pub const INVENTORY: &str = "inventory.img";

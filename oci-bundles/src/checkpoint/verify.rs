@@ -135,6 +135,22 @@ fn directory(
     Ok((found, reading.progress.done))
 }
 
+/// The files of a directory that has no manifest yet, for one, by name. Directories in it are passed over: CRIU makes none.
+///
+/// # Errors
+/// One of them cannot be read.
+pub fn parts(dir: &Path) -> Result<Vec<Part>, CheckpointError> {
+    let quiet = &mut |_| std::ops::ControlFlow::Continue(());
+    let mut reading = Reading::new(quiet, 0);
+    let mut parts = Vec::new();
+    for name in files(dir)? {
+        if name != Path::new(NAME) {
+            parts.extend(reading.file(dir, &name)?);
+        }
+    }
+    Ok(parts)
+}
+
 /// A file of which only the name or the size counts.
 fn unread(path: PathBuf, size: u64) -> Part {
     let digest = Digest::Blake3([0; 32]);
@@ -143,14 +159,19 @@ fn unread(path: PathBuf, size: u64) -> Part {
 
 /// The names in a directory that could be a dump's.
 fn images(dir: &Path) -> Result<Vec<PathBuf>, ArchiveError> {
+    let mut names = files(dir)?;
+    names.retain(|name| name.extension().is_some_and(|end| end == "img"));
+    Ok(names)
+}
+
+/// The names of the files in a directory, sorted.
+fn files(dir: &Path) -> Result<Vec<PathBuf>, ArchiveError> {
     let failed = |error| ArchiveError::storage("read", dir, error);
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).map_err(failed)?.take(NAMES_MAX) {
         let entry = entry.map_err(failed)?;
-        let name = PathBuf::from(entry.file_name());
-        let is_image = name.extension().is_some_and(|end| end == "img") && name != Path::new(NAME);
-        if is_image && entry.file_type().map_err(failed)?.is_file() {
-            names.push(name);
+        if entry.file_type().map_err(failed)?.is_file() {
+            names.push(PathBuf::from(entry.file_name()));
         }
     }
     names.sort();
@@ -163,7 +184,19 @@ struct Reading<'a, 'b> {
     buffer: Vec<u8>,
 }
 
-impl Reading<'_, '_> {
+impl<'a, 'b> Reading<'a, 'b> {
+    fn new(on_progress: &'a mut OnProgress<'b>, total: u64) -> Self {
+        Self {
+            on_progress,
+            progress: Progress {
+                step: Step::Verify,
+                done: 0,
+                total,
+            },
+            buffer: vec![0; READ_BYTES],
+        }
+    }
+
     /// A file as it is; none if it is gone meanwhile.
     fn file(&mut self, dir: &Path, name: &Path) -> Result<Option<Part>, ArchiveError> {
         let path = dir.join(name);
@@ -249,6 +282,16 @@ mod tests {
                 assert!(told[0].starts_with(wanted), "{told:?}");
             }
         }
+    }
+
+    #[test]
+    fn parts_are_what_a_manifest_needs() {
+        let temporary = tempfile::tempdir().expect("a directory");
+        let dir = samples::directory(temporary.path());
+        let manifest = manifest(&dir).expect("readable").expect("a manifest");
+        let mut listed = manifest.parts;
+        listed.sort_by(|a, b| a.path.cmp(&b.path));
+        assert_eq!(parts(&dir).expect("readable"), listed);
     }
 
     #[test]
