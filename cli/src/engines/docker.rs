@@ -35,6 +35,8 @@ pub struct Container {
     pub name: String,
     /// Its image.
     pub image: String,
+    /// When it was created, in milliseconds since 1970, to the second; zero if Docker does not say.
+    pub created: u64,
 }
 
 /// A line of `GET /containers/json`.
@@ -46,6 +48,9 @@ struct Listed {
     names: Vec<String>,
     #[serde(default)]
     image: String,
+    /// In seconds.
+    #[serde(default)]
+    created: u64,
 }
 
 /// What comes with every failure.
@@ -190,6 +195,7 @@ fn listed(body: &[u8]) -> serde_json::Result<HashMap<String, Container>> {
         let container = Container {
             name: name.unwrap_or_default().to_owned(),
             image: line.image.clone(),
+            created: line.created.saturating_mul(1000),
         };
         (line.id, container)
     };
@@ -224,14 +230,15 @@ mod tests {
 
     #[test]
     fn a_container_has_its_plain_name_and_its_image() {
-        let body = br#"[{"Id":"abc","Names":["/web/alias","/web"],"Image":"redis:7","State":"running"},{"Id":"def"}]"#;
+        let body = br#"[{"Id":"abc","Names":["/web/alias","/web"],"Image":"redis:7","Created":7,"State":"running"},{"Id":"def"}]"#;
         let found = listed(body).expect("a list");
-        let is = |id: &str, name: &str, image: &str| {
+        let is = |id: &str, name: &str, image: &str, created: u64| {
             let (name, image) = (name.to_owned(), image.to_owned());
-            assert_eq!(found.get(id), Some(&Container { name, image }));
+            let expected = Container { name, image, created };
+            assert_eq!(found.get(id), Some(&expected));
         };
-        is("abc", "web", "redis:7");
-        is("def", "", "");
+        is("abc", "web", "redis:7", 7000);
+        is("def", "", "", 0);
         assert!(listed(b"{}").is_err());
     }
 

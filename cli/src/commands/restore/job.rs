@@ -11,7 +11,8 @@ use super::order::Order;
 use super::{Restored, report};
 use crate::context::Context;
 use crate::engines::containerd::Containerd;
-use crate::error::Error;
+use crate::engines::docker::Docker;
+use crate::error::{Error, Kind};
 use crate::jobs::{Jobs, completer};
 use crate::output::progress::Progress;
 
@@ -43,7 +44,7 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
     }
     let path = match args.path {
         Some(path) => path,
-        None => latest(&job)?,
+        None => latest(&job).await?,
     };
     // Before an archive is unpacked, which takes its time.
     refuse(&job, args.flags.out.as_deref())?;
@@ -89,16 +90,44 @@ pub async fn bring_back(
     report(&restored, context)
 }
 
-fn latest(job: &Job) -> Result<PathBuf, Error> {
-    let latest = job
-        .checkpoints
-        .latest
-        .as_ref()
-        .map(|checkpoint| checkpoint.path.clone());
-    latest.ok_or_else(|| {
-        Error::not_found(format!("job {} has no checkpoint", job.name))
-            .hint("one that the registry does not know is named by --path")
-    })
+/// The newest checkpoint of the container as it is now: one of an earlier container of that id would meet another file system.
+async fn latest(job: &Job) -> Result<PathBuf, Error> {
+    let Some(latest) = &job.checkpoints.latest else {
+        return Err(Error::not_found(format!("job {} has no checkpoint", job.name))
+            .hint("one that the registry does not know is named by --path"));
+    };
+    if latest.at < created(job).await? {
+        let (name, path) = (&job.name, latest.path.display());
+        return Err(Error::wrong_state(format!(
+            "the latest checkpoint of {name} is older than the container: it is of an earlier one of that id"
+        ))
+        .hint(format!(
+            "if it fits this one all the same: cedana restore job {name} --path {path}"
+        )));
+    }
+    Ok(latest.path.clone())
+}
+
+/// When its engine made the container, in milliseconds since 1970. Zero if it has none, or does not answer: what needs it says
+/// so later.
+async fn created(job: &Job) -> Result<u64, Error> {
+    let (engine, namespace, id) = (&job.key.engine, &job.key.namespace, &job.key.id);
+    let asked = async {
+        if job.engine == EngineKind::Docker {
+            let containers = Docker::of_environment()?.containers().await?;
+            return Ok::<_, Error>(containers.get(id).map(|container| container.created));
+        }
+        let container = Containerd::connect(engine, namespace)
+            .await?
+            .container(id)
+            .await?;
+        Ok(container.map(|container| container.created))
+    };
+    match asked.await {
+        Ok(created) => Ok(created.unwrap_or_default()),
+        Err(error) if matches!(error.kind, Kind::Tool | Kind::Unsupported) => Ok(0),
+        Err(error) => Err(error),
+    }
 }
 
 /// Says no to what its engine could only start afresh, or not at all.
@@ -130,7 +159,7 @@ async fn restore(order: &Order<'_>, job: &Job, out: Option<&Path>) -> Result<i32
     let container = engine.container(&job.key.id).await?.ok_or_else(|| {
         let (namespace, id) = (&job.key.namespace, &job.key.id);
         Error::not_found(format!("container {id} is not in containerd any more (namespace {namespace})")).hint(
-            format!("make it again, unstarted, then restore it: ctr -n {namespace} containers create --runtime io.containerd.cedana.v1 IMAGE {id}"),
+            format!("make it again, unstarted, then restore it with --path: ctr -n {namespace} containers create --runtime io.containerd.cedana.v1 IMAGE {id}"),
         )
     })?;
     by_containerd(order, &engine, &container, Some(&job.record.stdio), out).await

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use containerd_client::services::v1::{
     self as api, CreateContainerRequest, DeleteContainerRequest, GetContainerRequest, ListContainersRequest,
 };
-use prost_types::Any;
+use prost_types::{Any, Timestamp};
 use serde_json::Value;
 
 use super::{CALL_LIMIT, Containerd, MESSAGE_BYTES_MAX, optional};
@@ -26,6 +26,8 @@ pub struct Container {
     pub snapshotter: String,
     /// Its file system there.
     pub snapshot: String,
+    /// When its record was made, in milliseconds since 1970; zero if containerd does not say.
+    pub created: u64,
     runtime_options: Option<Any>,
     spec: Option<Any>,
 }
@@ -43,10 +45,17 @@ impl From<api::Container> for Container {
             labels: raw.labels,
             snapshotter: raw.snapshotter,
             snapshot: raw.snapshot_key,
+            created: raw.created_at.map(ms).unwrap_or_default(),
             runtime_options,
             spec: raw.spec,
         }
     }
+}
+
+fn ms(at: Timestamp) -> u64 {
+    let seconds = u64::try_from(at.seconds).unwrap_or_default();
+    let rest = u64::try_from(at.nanos / 1_000_000).unwrap_or_default();
+    seconds.saturating_mul(1000).saturating_add(rest)
 }
 
 impl Container {
@@ -160,5 +169,22 @@ impl Containerd {
         let mut client = self.client.containers();
         let act = format!("delete container {id}");
         self.answer(&act, CALL_LIMIT, client.delete(request)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_to_the_millisecond() {
+        for (seconds, nanos, expected) in [
+            (0, 0, 0),
+            (7, 5_999_999, 7005),
+            (-62_135_596_800, 0, 0),
+            (i64::MAX, 999_999_999, u64::MAX),
+        ] {
+            assert_eq!(ms(Timestamp { seconds, nanos }), expected);
+        }
     }
 }
