@@ -21,8 +21,8 @@ const SLOW: Duration = Duration::from_secs(2);
 /// A thousand containers that start at once are a few pictures, not a thousand.
 const PACE: Duration = Duration::from_millis(200);
 
-/// To the first row of an empty screen.
-const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
+/// To the first row of an empty screen. What has scrolled out of it is the user's, and stays.
+const CLEAR: &str = "\x1b[H\x1b[2J";
 
 /// Shows the jobs whenever they are others than before, until somebody ends it. In a pipe it is one table, or one line of JSON,
 /// after another.
