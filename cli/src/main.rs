@@ -18,6 +18,7 @@ mod commands;
 mod context;
 mod engines;
 mod error;
+mod interrupt;
 mod jobs;
 mod output;
 mod shim;

@@ -9,10 +9,9 @@
 
 pub mod criu_options;
 pub mod flags;
-pub mod interrupt;
 pub mod pack;
-mod possible;
 pub mod place;
+mod possible;
 pub mod save;
 pub mod watch;
 

@@ -40,6 +40,10 @@ const RUNTIME_LIMIT: Duration = Duration::from_secs(120);
 /// A dump or restore. The shim's own deadlines are by size and end earlier; this is for a containerd that hangs.
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(3600);
 
+/// Where containerd keeps the bundles of tasks, unless it is told otherwise: a directory for each namespace, in it one for each
+/// container that has a task.
+pub const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task";
+
 /// As containerd's own clients: a list of some ten thousand containers.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
 

@@ -14,6 +14,7 @@ use oci_bundles::manifest::Manifest;
 use tokio::time::timeout;
 
 use crate::context::Context;
+use crate::engines::containerd::BUNDLES;
 use crate::error::Error;
 use crate::{output, shim};
 
@@ -22,9 +23,6 @@ const CHECKPOINTS_MAX: usize = 10_000;
 
 /// Files of a checkpoint whose sizes are added up; CRIU makes some ten for each process.
 const FILES_MAX: usize = 100_000;
-
-/// The bundles of the usual containerd: a directory for each namespace, in it one for each container that has a task.
-const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task";
 
 /// The file of a bundle in which a shim says where it listens.
 const ADDRESS: &str = "address";

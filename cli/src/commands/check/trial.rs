@@ -17,15 +17,15 @@ use jobs::wire::{self, DumpAnswer, DumpRequest, RestoreAnswer, RestoreRequest};
 use super::checks::Checks;
 use super::tool::{self, Places};
 use crate::context::Context;
+use crate::engines::RUNTIME;
 use crate::error::{Error, Kind};
+use crate::interrupt::interrupted;
 use crate::output::size;
 use crate::shim;
 use root::Root;
 
 const COMPONENT: &str = "trial";
 const NAMESPACE: &str = "cedana-check";
-const RUNTIME: &str = "io.containerd.cedana.v1";
-
 /// What runs in it, and for how many seconds at most if everything else fails.
 const PROGRAM: &str = "sleep";
 const SECONDS: &str = "600";
@@ -56,7 +56,7 @@ pub async fn look(socket: &Path, context: &Context, checks: &mut Checks) -> Resu
     };
     let ended = tokio::select! {
         tried = trial.attempt(checks) => Some(tried),
-        _ = tokio::signal::ctrl_c() => None,
+        () = interrupted() => None,
     };
     let record = trial.record();
     trial.clean(record.as_ref(), context).await;

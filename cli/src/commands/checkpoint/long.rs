@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use oci_bundles::archive::{OnProgress, Step};
 use oci_bundles::checkpoint::CheckpointError;
 
-use crate::commands::dump::interrupt::interrupted;
 use crate::error::Error;
+use crate::interrupt::interrupted;
 use crate::output::progress::Progress;
 
 /// Does it to its end. Ctrl+C makes its next progress the last.

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use config::Compression;
 use oci_bundles::archive::{self, ArchiveError, Form, Step};
 
-use super::interrupt::interrupted;
 use super::place::Place;
 use crate::context::Context;
 use crate::error::{Error, Kind};
+use crate::interrupt::interrupted;
 use crate::output::progress::Progress;
 
 /// The form of a word, for the command line.

@@ -14,10 +14,11 @@ use serde::Serialize;
 
 use super::flags::Flags;
 use super::place::{self, Place};
-use super::{interrupt, pack, possible, watch};
+use super::{pack, possible, watch};
 use crate::commands::dump_containerd::foreign;
 use crate::context::Context;
 use crate::error::{Error, Kind};
+use crate::interrupt::interrupted;
 use crate::jobs::{Jobs, rebuild};
 use crate::output;
 use crate::output::progress::Progress;
@@ -58,8 +59,8 @@ pub async fn save(context: &Context, jobs: &mut Jobs, job: &Job, flags: &Flags) 
         )));
     }
     let wishes = flags.wishes(context)?;
-    let place = place::choose(context, flags, &job.name)?;
     possible::refuse(job, wishes.leave_running)?;
+    let place = place::choose(context, flags, &job.name)?;
     let request = DumpRequest {
         id: job.key.id.clone(),
         path: place.directory.clone(),
@@ -103,7 +104,7 @@ async fn ask(record: &Record, request: &DumpRequest, progress: &Progress) -> Res
     let answer = shim::call(socket, wire::DUMP, request, ANSWER_MAX);
     let watch = watch::watch(socket, &request.id, progress);
     let cancel = async {
-        interrupt::interrupted().await;
+        interrupted().await;
         progress.say("taking it back");
         let target = Target {
             id: request.id.clone(),

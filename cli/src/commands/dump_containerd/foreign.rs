@@ -13,10 +13,10 @@ use oci_bundles::manifest::Manifest;
 
 use super::outcome;
 use super::partial::Partial;
-use crate::commands::dump::interrupt::interrupted;
 use crate::context::Context;
 use crate::engines::containerd::{Containerd, ForeignDump};
 use crate::error::{Error, Kind};
+use crate::interrupt::interrupted;
 use crate::output;
 
 /// CRIU's log of a dump, in its work directory.

@@ -12,13 +12,10 @@ use super::upcoming;
 use crate::commands::restore::{KUBERNETES_LABEL, sandbox, starts_afresh};
 use crate::context::Context;
 use crate::engines::Address;
-use crate::engines::containerd::{Containerd, Task};
+use crate::engines::containerd::{BUNDLES, Containerd, Task};
 use crate::error::Error;
 use crate::jobs::{Jobs, no_name};
 use crate::output;
-
-/// Where containerd keeps the bundles of tasks, unless it is told otherwise.
-const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task";
 
 /// Its arguments.
 #[derive(Debug, clap::Args)]

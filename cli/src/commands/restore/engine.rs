@@ -13,6 +13,7 @@ use crate::engines::containerd::{Container, Containerd, NewTask, Streams, Task};
 use crate::engines::docker::Docker;
 use crate::engines::{nerdctl, our_shim};
 use crate::error::{Error, Kind};
+use crate::interrupt::interrupted;
 use crate::{output, shim};
 
 /// The shim's own deadline is by the size of the checkpoint and ends earlier.
@@ -79,13 +80,13 @@ async fn awaited<T>(order: &Order<'_>, act: impl Future<Output = Result<T, Error
     let mut act = std::pin::pin!(act);
     tokio::select! {
         done = &mut act => return done.map_err(|error| told(order, error)),
-        _pressed = tokio::signal::ctrl_c() => {
+        () = interrupted() => {
             output::note("a restore under way cannot be taken back: it is awaited. Ctrl+C again leaves it alone");
         }
     }
     tokio::select! {
         done = act => done.map_err(|error| told(order, error)),
-        _pressed = tokio::signal::ctrl_c() => {
+        () = interrupted() => {
             let message = format!("interrupted: the restore of {} goes on", order.name);
             Err(Error::new(Kind::Interrupted, message).hint("cedana ps shows what becomes of it"))
         }
@@ -126,7 +127,7 @@ pub async fn by_containerd(
     }
     let placed = order.place()?;
     let undo = Undo { engine, id };
-    let interrupted = || {
+    let given_up = || {
         Error::new(
             Kind::Interrupted,
             format!("interrupted: {} is not restored", order.name),
@@ -135,12 +136,12 @@ pub async fn by_containerd(
     let created = tokio::select! {
         // Without a task of ours there is nothing to undo: one that is there is somebody else's.
         created = engine.create_task(container, &task) => created.map_err(|error| told(order, error))?,
-        _pressed = tokio::signal::ctrl_c() => return Err(undo.after(interrupted()).await),
+        () = interrupted() => return Err(undo.after(given_up()).await),
     };
     drop(placed);
     let started = tokio::select! {
         started = start(order, engine, id) => started,
-        _pressed = tokio::signal::ctrl_c() => Err(interrupted()),
+        () = interrupted() => Err(given_up()),
     };
     match started {
         Ok(()) => i32::try_from(created).map_err(|_| Error::tool(format!("containerd says pid {created}"))),

@@ -13,6 +13,7 @@ use oci_bundles::checkpoint::INVENTORY;
 
 use crate::context::Context;
 use crate::error::{Error, Kind};
+use crate::interrupt::interrupted;
 use crate::jobs::rebuild;
 use crate::output;
 use crate::output::progress::Progress;
@@ -118,7 +119,7 @@ async fn unpack(path: &Path, context: &Context) -> Result<Images, Error> {
     let done = loop {
         tokio::select! {
             done = &mut work => break done,
-            pressed = tokio::signal::ctrl_c() => if pressed.is_ok() { stop.store(true, Ordering::Relaxed) },
+            () = interrupted() => stop.store(true, Ordering::Relaxed),
         }
     };
     match done {
