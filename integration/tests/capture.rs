@@ -226,6 +226,102 @@ fn a_dump_that_is_given_up_late_was_never_made_or_is_whole() -> Result<()> {
     talker.remove()
 }
 
+#[test]
+fn two_dumps_never_share_a_directory() -> Result<()> {
+    need!(OurShim, "talks to the shim itself");
+    need!(Criu, "dumps");
+    let host = Host::new()?;
+    let names = ["a", "b", "c", "d"];
+    let containers = names
+        .iter()
+        .map(|id| {
+            let container = host.container(id, counting())?;
+            container.create()?;
+            container.start()?;
+            Ok(container)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let path = host.dir().join("same");
+    let answers = thread::scope(|scope| {
+        let dumps = containers.iter().map(|container| {
+            let (path, id) = (&path, container.id());
+            scope.spawn(move || -> Result<_> {
+                let socket = container.shim_socket().context("find the shim's socket")?;
+                let request = json!({ "id": id, "path": path, "leave_running": false });
+                Ok(call_job(&socket, "Dump", &request))
+            })
+        });
+        let dumps: Vec<_> = dumps.collect();
+        let joined = dumps
+            .into_iter()
+            .map(|dump| dump.join().map_err(|_| anyhow!("a thread panicked"))?);
+        joined.collect::<Result<Vec<_>>>()
+    })?;
+    let dumped = answers.iter().filter(|answer| answer.is_ok()).count();
+    assert_eq!(dumped, 1, "{answers:?}");
+    ensure!(holds_images(&path), "the one that was made is there");
+    for (container, answer) in containers.iter().zip(&answers) {
+        let status = container.status()?;
+        match answer {
+            Ok(_) => container.wait().map(drop)?,
+            Err(refusal) => {
+                assert_eq!(refusal.code(), Code::AlreadyExists, "{refusal:?}");
+                assert_eq!(status, Status::Running);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn counting() -> Workload {
+    Workload::shell("i=0; while :; do i=$((i+1)); sleep 0.02; done")
+}
+
+#[test]
+fn a_container_that_is_killed_while_it_is_dumped_ends() -> Result<()> {
+    need!(OurShim, "talks to the shim itself");
+    need!(Criu, "dumps");
+    let bed = Bed::new("c")?;
+    for round in 0..ROUNDS {
+        let mut talker = bed.run()?;
+        let path = bed.host.dir().join(format!("round-{round}"));
+        let (answer, ended) = thread::scope(|scope| -> Result<_> {
+            let dumping = scope.spawn(|| bed.dump(&path, true));
+            let pid = Pid::from_raw(i32::try_from(talker.pid()?)?);
+            eventually("CRIU holds it", SOON, || dumping.is_finished() || is_traced(pid))?;
+            bed.container().kill(9)?;
+            let ended = bed.container().wait();
+            Ok((
+                dumping
+                    .join()
+                    .map_err(|_| anyhow!("the dump's thread panicked"))??,
+                ended,
+            ))
+        })?;
+        // `ctr run` deletes what has ended, perhaps before this asked.
+        ensure!(
+            ended
+                .as_ref()
+                .map_or_else(|gone| gone.code() == Code::NotFound, |code| *code == 137),
+            "{ended:?}"
+        );
+        ensure!(
+            answer.is_err() || answer.is_ok_and(|_| path.exists()),
+            "round {round}"
+        );
+        talker.gone()?;
+    }
+    bed.host.assert_clean()
+}
+
+fn is_traced(pid: Pid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().any(|line| {
+        line.strip_prefix("TracerPid:")
+            .is_some_and(|pid| pid.trim() != "0")
+    })
+}
+
 /// A file system of its own, too small.
 struct Small(PathBuf);
 

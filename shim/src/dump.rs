@@ -30,6 +30,7 @@ pub(crate) mod hold;
 mod parts;
 mod save;
 mod steps;
+mod target;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -48,6 +49,7 @@ use capture::Capture;
 pub use error::{DumpCause, DumpError};
 use hold::Hold;
 use parts::Parts;
+use target::Target;
 
 /// The phases before the commit that follow the save.
 const AFTER_SAVE: [&str; 4] = ["verify", "let go on", "write out", "commit"];
@@ -60,6 +62,8 @@ pub struct CheckpointOptions {
     pub said: bool,
     /// Where the images go.
     pub image_path: PathBuf,
+    /// That directory must not be there yet.
+    pub new_directory: bool,
     /// The container ends with the dump.
     pub exit: bool,
     /// Established TCP connections are saved.
@@ -139,8 +143,8 @@ struct Dumping<'j> {
     staging: PathBuf,
     /// Where its log goes.
     work: PathBuf,
-    /// The image directory was made by us.
-    made_image_path: bool,
+    /// The image directory, for this dump alone.
+    target: Option<Target>,
     /// CRIU came to its end; a container that was to end has.
     saved: bool,
     /// Where the only copy of a container that has ended is kept, of a dump that failed.
@@ -182,7 +186,7 @@ fn before_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 12] {
         },
         Phase {
             name: "prepare directories",
-            act: |dump| Box::pin(async { dump.prepare_directories() }),
+            act: |dump| Box::pin(dump.prepare_directories()),
             undo: Some(|dump| Box::pin(dump.remove_directories())),
         },
         Phase {
@@ -237,7 +241,7 @@ fn before_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 12] {
         },
         Phase {
             name: "commit",
-            act: |dump| Box::pin(async { dump.commit() }),
+            act: |dump| Box::pin(dump.commit()),
             undo: None,
         },
     ]

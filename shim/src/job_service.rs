@@ -112,6 +112,7 @@ impl Method {
         let options = Box::new(CheckpointOptions {
             said: true,
             image_path: request.path,
+            new_directory: true,
             exit: !request.leave_running,
             terminal: request.shell_job,
             ..CheckpointOptions::default()

@@ -217,8 +217,11 @@ impl Owner {
             check(process.status, Act::Kill)?;
         }
         process.signal(signal)?;
-        if frozen && signal == SIGKILL {
-            self.thaw_to_die();
+        if signal == SIGKILL {
+            self.give_up_dump(exec.is_none());
+            if frozen {
+                self.thaw_to_die();
+            }
         }
         Ok(())
     }
@@ -242,10 +245,20 @@ impl Owner {
                 Err(errno) => return Err(Error::Internal(format!("signal process {pid}: {errno}"))),
             }
         }
-        if signal == SIGKILL && self.is_frozen() {
-            self.thaw_to_die();
+        if signal == SIGKILL {
+            self.give_up_dump(true);
+            if self.is_frozen() {
+                self.thaw_to_die();
+            }
         }
         Ok(())
+    }
+
+    /// CRIU waits for ever for a process that was killed while it was being stopped.
+    fn give_up_dump(&self, of_init: bool) {
+        if of_init && let Some(canceller) = &self.canceller {
+            canceller.cancel();
+        }
     }
 
     /// By a client's pause, or by a dump that may be stuck.

@@ -37,6 +37,9 @@ pub enum DumpCause {
     /// The container cannot be dumped as it is; the text says what is in the way and what to do.
     #[error("{0}")]
     Refused(String),
+    /// The directory for a new checkpoint is there already.
+    #[error("make {}: it exists already; give the checkpoint another name", .0.display())]
+    Exists(PathBuf),
     /// CRIU is missing or does not run.
     #[error(transparent)]
     NoCriu(#[from] CriuError),
@@ -152,6 +155,7 @@ impl From<DumpError> for Error {
         match error.cause {
             DumpCause::Refused(_) => Self::FailedPrecondition(text),
             DumpCause::Criu { ref telling, .. } if telling.lasting => Self::FailedPrecondition(text),
+            DumpCause::Exists(_) => Self::AlreadyExists(text),
             DumpCause::NoCriu(_) => Self::Unimplemented(text),
             DumpCause::TimedOut(_) => Self::Unavailable(text),
             // Else it came too late: the text says what is left.

@@ -65,6 +65,7 @@ impl Dumping<'_> {
             env: std::mem::take(&mut self.environment),
             deadline: self.deadline.saturating_mul(deadlines),
             cancel,
+            is_hopeless: Some(stray::has_lost_criu),
             ..Call::default()
         };
         let runc = job.runc.clone();

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use tokio::time::sleep;
 use super::hold::Hold;
 use super::parts::Parts;
 use super::save::beside;
+use super::target::Target;
 use super::{DumpCause, DumpJob, Dumping, commit, describe};
 use crate::cgroup::CgroupError;
 use crate::criu::conf::{self, Options, Request};
@@ -61,7 +61,7 @@ impl<'j> Dumping<'j> {
             criu: None,
             staging,
             work,
-            made_image_path: false,
+            target: None,
             saved: false,
             kept: None,
             froze: false,
@@ -109,17 +109,20 @@ impl<'j> Dumping<'j> {
         Ok(())
     }
 
-    pub(super) fn prepare_directories(&mut self) -> Result<(), DumpCause> {
-        let images = &self.job.options.image_path;
-        self.made_image_path = !images.exists();
-        // It holds what the container's memory holds.
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(images);
-        made.map_err(DumpCause::files("make", images))?;
-        commit::check_target(images)?;
-        if self.staged() {
-            remove_tree(&self.staging)?;
-            fs::create_dir(&self.staging).map_err(DumpCause::files("make", &self.staging))?;
-        }
+    pub(super) async fn prepare_directories(&mut self) -> Result<(), DumpCause> {
+        let options = &self.job.options;
+        let (images, exclusive) = (options.image_path.clone(), options.new_directory);
+        let (staging, staged) = (self.staging.clone(), self.staged());
+        let prepare = move || {
+            let target = Target::claim(&images, exclusive)?;
+            commit::check_target(&images)?;
+            if staged {
+                remove_tree(&staging)?;
+                fs::create_dir(&staging).map_err(DumpCause::files("make", &staging))?;
+            }
+            Ok(target)
+        };
+        self.target = Some(beside(&self.staging, prepare).await?);
         work::make(&self.work, self.owns_work()).map_err(DumpCause::files("make", &self.work))
     }
 
@@ -133,9 +136,24 @@ impl<'j> Dumping<'j> {
             });
             return work;
         }
-        let staging = self.staged().then(|| self.staging.clone());
-        let images = self.made_image_path.then(|| self.job.options.image_path.clone());
-        let remove = move || staging.iter().chain(&images).try_for_each(|dir| remove_tree(dir));
+        // Without a target nothing was made, and what is there is another's.
+        let Some(target) = self.target.take() else {
+            return work;
+        };
+        let (staged, staging, images) = (
+            self.staged(),
+            self.staging.clone(),
+            self.job.options.image_path.clone(),
+        );
+        let remove = move || {
+            if staged || target.made {
+                remove_tree(&staging)?;
+            }
+            match staged && target.made {
+                true => remove_empty(&images),
+                false => Ok(()),
+            }
+        };
         beside(&self.staging, remove).await?;
         work
     }
@@ -323,12 +341,12 @@ impl<'j> Dumping<'j> {
         Ok(())
     }
 
-    pub(super) fn commit(&mut self) -> Result<(), DumpCause> {
-        if self.staged() {
-            commit::into_place(&self.staging, &self.job.options.image_path)
-        } else {
-            self.write_manifest()
+    pub(super) async fn commit(&mut self) -> Result<(), DumpCause> {
+        if !self.staged() {
+            return self.write_manifest();
         }
+        let (staging, images) = (self.staging.clone(), self.job.options.image_path.clone());
+        beside(&self.staging, move || commit::into_place(&staging, &images)).await
     }
 
     pub(super) fn write_manifest(&self) -> Result<(), DumpCause> {
@@ -403,6 +421,16 @@ impl<'j> Dumping<'j> {
 
     fn owns_work(&self) -> bool {
         self.job.options.work_path.is_empty()
+    }
+}
+
+/// Somebody may have put something beside the images meanwhile.
+fn remove_empty(dir: &Path) -> Result<(), DumpCause> {
+    match fs::remove_dir(dir) {
+        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
+            Err(DumpCause::files("remove", dir)(error))
+        }
+        _ => Ok(()),
     }
 }
 
