@@ -12,6 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use oci_bundles::checkpoint;
 use oci_bundles::manifest::{Manifest, NAME};
 
 use super::foreign::failed;
@@ -58,12 +59,16 @@ impl Partial {
         fs::write(self.0.join(NAME), serde_json::to_vec(manifest)?)
     }
 
-    /// Describes it and gives it its name, for good. Returns the bytes.
+    /// Describes it, with the digests of all its files, and gives it its name, for good. Returns the bytes.
     ///
     /// # Errors
     /// Those of the file system.
     pub fn complete(&self, manifest: &Manifest, path: &Path) -> io::Result<u64> {
-        self.describe(manifest)?;
+        let parts = checkpoint::parts(&self.0).map_err(io::Error::other)?;
+        self.describe(&Manifest {
+            parts,
+            ..manifest.clone()
+        })?;
         let mut size = 0;
         for entry in fs::read_dir(&self.0)? {
             let file = File::open(entry?.path())?;
@@ -131,6 +136,8 @@ fn maker(name: &OsStr, prefix: &OsStr) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use oci_bundles::manifest::SCHEMA;
+
     use super::*;
     use crate::error::Kind;
 
@@ -142,10 +149,16 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 0, "given up");
         let partial = Partial::make(&path).expect("made");
         fs::write(partial.path().join("inventory.img"), "12345").expect("write");
-        let size = partial.complete(&Manifest::default(), &path).expect("complete");
+        let manifest = Manifest {
+            schema: SCHEMA,
+            ..Manifest::default()
+        };
+        let size = partial.complete(&manifest, &path).expect("complete");
         drop(partial);
         assert!(path.join("inventory.img").is_file() && size > 5);
         assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 1);
+        let manifest = checkpoint::look(&path).expect("whole").expect("a manifest");
+        assert_eq!(manifest.parts.len(), 1, "{manifest:?}");
         assert_eq!(
             Partial::make(&path).map(|_| ()).expect_err("there").kind,
             Kind::Usage
