@@ -223,6 +223,9 @@ fn is_directory(image: &str) -> bool {
 
 /// Removes what ctr leaves of a container that it could not start, and returns the cause with what went wrong besides.
 async fn undone(engine: &Containerd, id: &str, mut cause: Error) -> Error {
+    if is_another_s(&cause) {
+        return cause;
+    }
     let removed = async {
         let Some(container) = engine.container(id).await? else {
             return Ok(());
@@ -243,6 +246,11 @@ async fn undone(engine: &Containerd, id: &str, mut cause: Error) -> Error {
     cause
 }
 
+/// ctr met a container or a file system of that id that was not there a moment ago: somebody else's.
+fn is_another_s(cause: &Error) -> bool {
+    cause.message.contains("already exists")
+}
+
 fn explained(error: Error, args: &Args, engine: &Containerd) -> Error {
     let image = &args.image;
     if error.message.contains("not found") && error.message.contains(image.as_str()) && !is_directory(image) {
@@ -259,6 +267,17 @@ fn explained(error: Error, args: &Args, engine: &Containerd) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_somebody_else_made_meanwhile_stays() {
+        for (said, is_theirs) in [
+            ("ctr failed: ctr: container \"web\": already exists", true),
+            ("ctr failed: ctr: snapshot \"web\": already exists", true),
+            ("ctr failed: ctr: failed to create shim task: no such file", false),
+        ] {
+            assert_eq!(is_another_s(&Error::tool(said)), is_theirs, "{said}");
+        }
+    }
 
     #[test]
     fn a_directory_is_told_from_an_image() {
