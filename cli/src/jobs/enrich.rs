@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jobs::record::Key;
 use jobs::registry::{EngineKind, Enrichment, Registry};
+use serde_json::Value;
 
 use crate::engines::containerd::{Container, Containerd};
 use crate::engines::{docker, nerdctl};
@@ -17,6 +18,10 @@ const ENGINE: Duration = Duration::from_millis(300);
 /// The labels by which a kubelet's runtime names its containers.
 const POD: &str = "io.kubernetes.pod.name";
 const POD_CONTAINER: &str = "io.kubernetes.container.name";
+
+/// The annotations by which containerd's CRI names them, also such as no kubelet made: those of `crictl`.
+const CRI_POD: &str = "io.kubernetes.cri.sandbox-name";
+const CRI_CONTAINER: &str = "io.kubernetes.cri.container-name";
 
 /// What the engine of one namespace knows, by id.
 type Known = HashMap<String, Enrichment>;
@@ -56,7 +61,10 @@ async fn ask(engine: &Path, namespace: &str) -> Result<Known, Error> {
         return Ok(containers.into_iter().map(of_docker).collect());
     }
     let of_containerd = |container: Container| {
-        let (kind, name) = named(namespace, &container.labels);
+        let (kind, name) = match named(namespace, &container.labels) {
+            (EngineKind::Cri, name) if name.is_empty() => (EngineKind::Cri, annotated(&container)),
+            named => named,
+        };
         (container.id, enrichment(kind, name, container.image))
     };
     let containers = Containerd::connect(engine, namespace).await?.containers().await?;
@@ -73,6 +81,22 @@ fn named(namespace: &str, labels: &HashMap<String, String>) -> (EngineKind, Stri
     (EngineKind::of_namespace(namespace), String::new())
 }
 
+/// What the annotations in its spec call a container of a pod; empty for a pause container, which has only the pod's name.
+fn annotated(container: &Container) -> String {
+    let Ok(spec) = container.spec() else {
+        return String::new();
+    };
+    in_pod(&spec)
+}
+
+fn in_pod(spec: &Value) -> String {
+    let annotation = |name: &str| spec.get("annotations")?.get(name)?.as_str();
+    match (annotation(CRI_POD), annotation(CRI_CONTAINER)) {
+        (Some(pod), Some(container)) => format!("{pod}/{container}"),
+        _ => String::new(),
+    }
+}
+
 fn enrichment(engine: EngineKind, name: String, image: String) -> Enrichment {
     Enrichment {
         engine_name: Some(engine),
@@ -83,6 +107,8 @@ fn enrichment(engine: EngineKind, name: String, image: String) -> Enrichment {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -103,6 +129,21 @@ mod tests {
                 .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
                 .collect();
             assert_eq!(named(namespace, &labels), (engine, name.to_owned()));
+        }
+    }
+
+    #[test]
+    fn containers_that_no_kubelet_made_have_names_in_their_specs() {
+        for (spec, name) in [
+            (
+                json!({"annotations": {CRI_POD: "shop", CRI_CONTAINER: "db"}}),
+                "shop/db",
+            ),
+            (json!({"annotations": {CRI_POD: "shop"}}), ""),
+            (json!({"annotations": {CRI_POD: 7, CRI_CONTAINER: "db"}}), ""),
+            (json!({}), ""),
+        ] {
+            assert_eq!(in_pod(&spec), name, "{spec}");
         }
     }
 }
