@@ -7,6 +7,7 @@
 //!   pack    a directory becomes one file, where that is asked for
 //! ```
 
+pub mod advice;
 pub mod criu_options;
 pub mod flags;
 pub mod pack;

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::criu;
 use super::kernel::Release;
 use super::tool::{Places, Silent, run};
+use crate::commands::dump::advice;
 use crate::commands::restore::starts_afresh;
 use crate::context::Context;
 use crate::engines::our_shim;
@@ -23,8 +24,7 @@ use crate::output::{self, size};
 const PREFLIGHT_LIMIT: Duration = Duration::from_secs(60);
 
 /// Says where settings go, once, below what needs one.
-const HOW_TO_SET: &str = "a setting is a flag of cedana dump (see cedana dump job --help), an annotation of the container \
-                          (cedana.dump.tcp) or a line of the configuration";
+const HOW_TO_SET: &str = "a setting for good is an annotation of the container, when it is created, or a line of the configuration";
 
 /// What is printed of a job.
 #[derive(Debug, Serialize)]
@@ -169,6 +169,7 @@ fn host(code: &str, what: &str) -> Finding {
 
 fn text(job: &str, report: &Report) -> String {
     let mut text = String::new();
+    let job = output::text::line(job);
     for finding in &report.findings {
         let mark = match finding.severity {
             Severity::Blocks | Severity::NeedsSetting => "✖",
@@ -177,6 +178,9 @@ fn text(job: &str, report: &Report) -> String {
         text.push_str(&format!("{mark} {}\n", output::text::line(&finding.what)));
         if !finding.remedy.is_empty() {
             text.push_str(&format!("    {}\n", output::text::line(&finding.remedy)));
+        }
+        if let Some(flags) = advice::flags(&finding.remedy) {
+            text.push_str(&format!("    for one dump: cedana dump job {job} {flags}\n"));
         }
     }
     for unseen in &report.unseen {
@@ -193,8 +197,7 @@ fn text(job: &str, report: &Report) -> String {
         "cannot be dumped now"
     };
     text.push_str(&format!(
-        "{} {able} ({} process{plural}, {} of memory)\n",
-        output::text::line(job),
+        "{job} {able} ({} process{plural}, {} of memory)\n",
         report.processes,
         size::whole(report.memory)
     ));
@@ -248,6 +251,15 @@ mod tests {
             ..Report::default()
         };
         assert_eq!(text("web", &report).matches(HOW_TO_SET).count(), 1);
+        let locks = Finding {
+            remedy: "set dump.file-locks to true".to_owned(),
+            ..finding(Severity::NeedsSetting)
+        };
+        let report = Report {
+            findings: vec![locks],
+            ..Report::default()
+        };
+        assert!(text("web", &report).contains("for one dump: cedana dump job web --file-locks\n"));
     }
 
     #[test]

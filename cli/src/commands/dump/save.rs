@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::flags::Flags;
 use super::place::{self, Place};
-use super::{pack, possible, watch};
+use super::{advice, pack, possible, watch};
 use crate::commands::dump_containerd::foreign;
 use crate::context::Context;
 use crate::error::{Error, Kind};
@@ -74,7 +74,7 @@ pub async fn save(context: &Context, jobs: &mut Jobs, job: &Job, flags: &Flags) 
     } else {
         ask(&job.record, &request, &progress)
             .await
-            .map_err(|error| told(job, error))?
+            .map_err(|error| advice::advised(told(job, error)))?
     };
     if !request.leave_running {
         ended(job).await;
