@@ -212,6 +212,7 @@ fn of_many_shims_one_takes_what_is_pending() {
     let spool = Spool::beside(&directory.path().join("jobs.db"));
     let asked = Pending {
         checkpoint: "/checkpoint".into(),
+        unpacked_from: None,
         asker: liveness::own().unwrap(),
         settings: std::collections::BTreeMap::new(),
     };
