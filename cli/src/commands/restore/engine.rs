@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jobs::liveness;
+use jobs::pending::Placed;
 use jobs::record::{Record, Status, Stdio};
 use jobs::wire::{self, RestoreAnswer, RestoreRequest};
 
@@ -40,7 +41,10 @@ pub async fn in_place(order: &Order<'_>, record: &Record) -> Result<i32, Error> 
         settings: order.settings.clone(),
     };
     let call = shim::call(&record.shim.socket, wire::RESTORE, &request, RESTORE_LIMIT);
-    let answer: RestoreAnswer = awaited(order, async { call.await.map_err(Error::from) }).await?;
+    let answer: RestoreAnswer = awaited(order, || held(order, None), async {
+        call.await.map_err(Error::from)
+    })
+    .await?;
     Ok(answer.pid)
 }
 
@@ -58,7 +62,7 @@ pub fn can_be_in_place(record: &Record) -> bool {
 pub async fn by_docker(order: &Order<'_>) -> Result<i32, Error> {
     let docker = Docker::of_environment()?;
     let placed = order.place()?;
-    awaited(order, docker.start(&order.key.id)).await?;
+    awaited(order, || held(order, Some(&placed)), docker.start(&order.key.id)).await?;
     drop(placed);
     order.verify().map(|record| record.init.pid)
 }
@@ -70,13 +74,19 @@ pub async fn by_docker(order: &Order<'_>) -> Result<i32, Error> {
 pub async fn by_nerdctl(order: &Order<'_>) -> Result<i32, Error> {
     let placed = order.place()?;
     let start = nerdctl::start(&order.key.engine, &order.key.namespace, &order.key.id);
-    awaited(order, start).await?;
+    // Its own client goes with us, and containerd takes back what a client does not wait for.
+    awaited(order, || Some("nerdctl has to see the end of it"), start).await?;
     drop(placed);
     order.verify().map(|record| record.init.pid)
 }
 
-/// Waits for what somebody else does and does not take back. A second Ctrl+C leaves it alone.
-async fn awaited<T>(order: &Order<'_>, act: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+/// Waits for what somebody else does and does not take back. A second Ctrl+C leaves it alone, unless it still needs something
+/// of ours: `held` says what.
+async fn awaited<T>(
+    order: &Order<'_>,
+    held: impl Fn() -> Option<&'static str>,
+    act: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
     let mut act = std::pin::pin!(act);
     tokio::select! {
         done = &mut act => return done.map_err(|error| told(order, error)),
@@ -84,13 +94,26 @@ async fn awaited<T>(order: &Order<'_>, act: impl Future<Output = Result<T, Error
             output::note("a restore under way cannot be taken back: it is awaited. Ctrl+C again leaves it alone");
         }
     }
-    tokio::select! {
-        done = act => done.map_err(|error| told(order, error)),
-        () = interrupted() => {
-            let message = format!("interrupted: the restore of {} goes on", order.name);
-            Err(Error::new(Kind::Interrupted, message).hint("cedana ps shows what becomes of it"))
+    loop {
+        tokio::select! {
+            done = &mut act => return done.map_err(|error| told(order, error)),
+            () = interrupted() => match held() {
+                Some(why) => output::note(&format!("the restore cannot be left alone yet: {why}")),
+                None => break,
+            }
         }
     }
+    let message = format!("interrupted: the restore of {} goes on", order.name);
+    Err(Error::new(Kind::Interrupted, message).hint("cedana ps shows what becomes of it"))
+}
+
+/// What a restore needs that is gone with this process. Without its order the container would start afresh.
+fn held(order: &Order<'_>, placed: Option<&Placed>) -> Option<&'static str> {
+    if placed.is_some_and(|placed| !placed.is_taken()) {
+        return Some("the container's shim has not taken the order, and would start it afresh");
+    }
+    let unpacked = order.unpacked_from();
+    unpacked.map(|_| "it reads the files that the archive was unpacked to, which go with this call")
 }
 
 /// What the shim says of a restore that failed, without what those say who passed it on. It is one failure whoever did.
@@ -279,6 +302,33 @@ mod tests {
                 "{message}"
             );
         }
+    }
+
+    #[test]
+    fn a_restore_is_not_left_that_needs_what_goes_with_us() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let key = jobs::record::Key {
+            engine: "/run/c.sock".into(),
+            namespace: "default".to_owned(),
+            id: "web".to_owned(),
+        };
+        let spool = jobs::spool::Spool::beside(&dir.path().join("jobs.db"));
+        let order = |kept| Order {
+            key: &key,
+            spool: &spool,
+            name: "web",
+            kept: Path::new(kept),
+            checkpoint: Path::new("/c"),
+            settings: std::collections::BTreeMap::new(),
+        };
+        assert_eq!(held(&order("/c"), None), None);
+        assert!(held(&order("/c.tar"), None).is_some(), "what was unpacked goes");
+        let order = order("/c");
+        let placed = order.place().expect("placed");
+        assert!(held(&order, Some(&placed)).is_some(), "a fresh start");
+        let taken = jobs::pending::take(&spool, &key).expect("taken");
+        assert!(taken.is_some());
+        assert_eq!(held(&order, Some(&placed)), None);
     }
 
     #[test]
