@@ -264,7 +264,9 @@ fn large_counter() -> Workload {
 /// A restore of container `c` whose CRIU, runc or shim is killed in the middle.
 fn killed_restore(victim: &str) -> Result<()> {
     let host = Host::new()?;
-    let first = Spoken::run(host.container("c", large_counter())?)?;
+    // With all of its memory at once, so that there is time to meet it.
+    let eager = large_counter().annotation("cedana.restore.lazy", "false");
+    let first = Spoken::run(host.container("c", eager)?)?;
     first.says("one", "1 one")?;
     let dump = dump_and_kill(&host, &first.container)?;
     let container = first.container.clone();
