@@ -54,7 +54,7 @@ pub enum CheckpointError {
         /// The checkpoint.
         path: PathBuf,
         /// How it differs from its manifest.
-        first: Difference,
+        first: Box<Difference>,
         /// In how many files.
         count: usize,
     },
@@ -100,7 +100,7 @@ pub fn look(path: &Path) -> Result<Option<Manifest>, CheckpointError> {
                 return Err(CheckpointError::NoCheckpoint(path.to_owned()));
             }
             if let Some(first) = found.as_ref().and_then(|manifest| manifest.misfit(size_of)) {
-                let (path, count) = (path.to_owned(), 1);
+                let (path, first, count) = (path.to_owned(), Box::new(first), 1);
                 return Err(CheckpointError::Damaged { path, first, count });
             }
         }
@@ -127,7 +127,7 @@ fn parse(path: &Path, text: Option<&[u8]>) -> Result<Option<Manifest>, Checkpoin
 /// The size of a regular file.
 fn size(path: &Path) -> Option<u64> {
     let metadata = fs::symlink_metadata(path).ok()?;
-    metadata.is_file().then(|| metadata.len())
+    metadata.is_file().then_some(metadata.len())
 }
 
 /// Opens a regular file, and waits for nothing else.

@@ -100,7 +100,7 @@ fn compare(
         None => Ok(()),
         Some(first) => Err(CheckpointError::Damaged {
             path: path.to_owned(),
-            first,
+            first: Box::new(first),
             count: 1 + damage.count(),
         }),
     }

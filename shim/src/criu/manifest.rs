@@ -57,7 +57,7 @@ pub fn read(dir: &Path) -> Result<Manifest, ImageError> {
     let manifest = Manifest::parse(&text).map_err(|error| of(error.to_string()))?;
     let size_of = |name: &Path| {
         let metadata = fs::symlink_metadata(dir.join(name)).ok()?;
-        metadata.is_file().then(|| metadata.len())
+        metadata.is_file().then_some(metadata.len())
     };
     match manifest.misfit(size_of) {
         Some(difference) => Err(of(difference.to_string())),

@@ -40,7 +40,7 @@ impl Parts {
                     digest,
                     changed: None,
                 };
-                drop(self.0.insert(file.name.into(), known));
+                let _earlier = self.0.insert(file.name.into(), known);
             }
         }
     }
@@ -68,7 +68,7 @@ impl Parts {
                     digest,
                     changed: Some(changed),
                 };
-                drop(self.0.insert(name, known));
+                let _earlier = self.0.insert(name, known);
             }
         }
         Ok(self)
