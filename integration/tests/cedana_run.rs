@@ -232,6 +232,8 @@ fn a_container_of_containerd_s_own_shim_is_managed_dumped_and_restored_under_our
         Path::new(&path).join("inventory.img").is_file() || Path::new(&path).is_dir(),
         "{path}"
     );
+    let said = cedana.says(&["checkpoint", "verify", &path])?;
+    ensure!(said.contains(": good"), "{said}");
     counter.goes_on()?;
     let again = counter.seen()?;
     cedana.dump(&["adopted", "--dir", &into])?;
