@@ -61,6 +61,9 @@ pub struct DumpRequest {
     pub id: String,
     /// Where the checkpoint goes: a directory that is made, in one that is there.
     pub path: PathBuf,
+    /// What its engine calls the container, for the checkpoint to remember: the shim knows only its id.
+    #[serde(default)]
+    pub name: Option<String>,
     /// The container goes on afterwards.
     pub leave_running: bool,
     /// A client's terminal is taken along (`--shell-job`).

@@ -64,6 +64,8 @@ pub struct CheckpointOptions {
     pub image_path: PathBuf,
     /// That directory must not be there yet.
     pub new_directory: bool,
+    /// What the client calls the container.
+    pub name: Option<String>,
     /// The container ends with the dump.
     pub exit: bool,
     /// Established TCP connections are saved.

@@ -113,6 +113,7 @@ impl Method {
             said: true,
             image_path: request.path,
             new_directory: true,
+            name: request.name,
             exit: !request.leave_running,
             terminal: request.shell_job,
             ..CheckpointOptions::default()

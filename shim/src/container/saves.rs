@@ -38,7 +38,8 @@ impl Owner {
         let path = options.image_path.display().to_string();
         let (canceller, cancel) = Canceller::new();
         self.canceller = Some(canceller);
-        let origin = self.entry.origin();
+        let mut origin = self.entry.origin();
+        origin.name = origin.name.or_else(|| options.name.clone());
         let filling = self.filling.clone();
         let dump = async move {
             until_filled(filling, &facts.progress, &cancel).await?;

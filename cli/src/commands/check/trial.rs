@@ -161,6 +161,7 @@ impl Trial<'_> {
         let request = DumpRequest {
             id: self.id.clone(),
             path: path.to_owned(),
+            name: None,
             leave_running: false,
             shell_job: false,
             settings: Default::default(),

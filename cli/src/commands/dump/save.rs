@@ -64,6 +64,7 @@ pub async fn save(context: &Context, jobs: &mut Jobs, job: &Job, flags: &Flags) 
     let request = DumpRequest {
         id: job.key.id.clone(),
         path: place.directory.clone(),
+        name: job.name.rsplit('/').next().map(str::to_owned),
         leave_running: wishes.leave_running,
         shell_job: wishes.shell_job,
         settings: wishes.settings,
@@ -74,7 +75,7 @@ pub async fn save(context: &Context, jobs: &mut Jobs, job: &Job, flags: &Flags) 
     } else {
         ask(&job.record, &request, &progress)
             .await
-            .map_err(|error| advice::advised(told(job, error)))?
+            .map_err(|error| advice::advised(told(&job.name, error)))?
     };
     if !request.leave_running {
         ended(job).await;
@@ -120,24 +121,27 @@ async fn ask(record: &Record, request: &DumpRequest, progress: &Progress) -> Res
     }
 }
 
-/// The shim's words, with the job's name and what became of it.
-fn told(job: &Job, error: ShimError) -> Error {
-    let error = Error::from(error);
+/// The shim's words, all of them, with the job's name: they say what became of it, and where what is left of it is.
+fn told(job: &str, error: ShimError) -> Error {
+    let mut error = split_log(Error::from(error));
     if error.kind == Kind::Interrupted {
-        return Error::new(
-            Kind::Interrupted,
-            format!("dump of job {} rolled back: it goes on", job.name),
-        );
+        error.message = format!("dump of job {job} rolled back: {}", error.message);
+        return error;
     }
-    split_log(error).while_trying_to(&format!("dump job {}", job.name))
+    error.while_trying_to(&format!("dump job {job}"))
 }
 
-/// Where CRIU's log is, which the shim says at the end, is a line of its own.
+/// Where CRIU's log is, which the shim says among the rest, is a line of its own.
 fn split_log(error: Error) -> Error {
-    match error.message.split_once("; the log is ") {
-        Some((cause, log)) => Error::new(error.kind, cause).hint(format!("the log is {log}")),
-        None => error,
-    }
+    let Some((cause, rest)) = error.message.split_once("; the log is ") else {
+        return error;
+    };
+    let (log, rest) = rest.split_once("; ").unwrap_or((rest, ""));
+    let message = match rest {
+        "" => cause.to_owned(),
+        rest => format!("{cause}; {rest}"),
+    };
+    Error::new(error.kind, message).hint(format!("the log is {log}"))
 }
 
 /// Waits until the init is gone, so that who lists the jobs next does not see it. The dump is complete in any case.
@@ -194,15 +198,34 @@ mod tests {
     fn where_the_log_is_stands_on_a_line_of_its_own() {
         for (said, message, hints) in [
             (
-                "dump container g: no room; the log is /l; the container goes on",
+                "dump container g: no room; the log is /l; the container has ended; its images are kept in /i",
+                "dump container g: no room; the container has ended; its images are kept in /i",
+                &["the log is /l"][..],
+            ),
+            (
+                "dump container g: no room; the log is /l",
                 "dump container g: no room",
-                &["the log is /l; the container goes on"][..],
+                &["the log is /l"],
             ),
             ("dump container g: no criu", "dump container g: no criu", &[]),
         ] {
             let error = split_log(Error::tool(said));
             assert_eq!((error.message.as_str(), error.kind), (message, Kind::Tool));
             assert_eq!(error.hints, hints);
+        }
+    }
+
+    #[test]
+    fn nothing_that_the_shim_says_is_kept_back() {
+        let said = "dump container g (capture): given up, as asked; and to take back hold: thaw /g: busy; the container goes on";
+        for (code, kind) in [
+            (ttrpc::Code::CANCELLED, Kind::Interrupted),
+            (ttrpc::Code::INTERNAL, Kind::Tool),
+        ] {
+            let message = said.to_owned();
+            let error = told("web", ShimError::Refused { code, message });
+            assert!(error.message.ends_with(said), "{error}");
+            assert_eq!((error.kind, error.message.contains("job web")), (kind, true));
         }
     }
 }

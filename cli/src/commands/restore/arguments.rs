@@ -21,6 +21,9 @@ pub struct Flags {
     /// Bring established TCP connections back closed
     #[arg(long)]
     tcp_close: bool,
+    /// Bring all memory back before the job runs, instead of behind it
+    #[arg(long)]
+    eager: bool,
     /// Do not compare the permissions of files with what they were at the dump
     #[arg(long)]
     skip_file_check: bool,
@@ -53,7 +56,8 @@ impl Flags {
         let check = self
             .skip_file_check
             .then_some(("restore.skip-file-check", "true"));
-        let said = tcp.into_iter().chain(check);
+        let eager = self.eager.then_some(("restore.lazy", "false"));
+        let said = tcp.into_iter().chain(check).chain(eager);
         let mut settings: BTreeMap<String, String> = said
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
@@ -118,6 +122,13 @@ mod tests {
                     ..none.clone()
                 },
                 "restore.tcp=established",
+            ),
+            (
+                Flags {
+                    eager: true,
+                    ..none.clone()
+                },
+                "restore.lazy=false",
             ),
             (
                 Flags {
