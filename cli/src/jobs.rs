@@ -3,11 +3,8 @@
 mod enrich;
 pub mod rebuild;
 
-use std::ffi::OsStr;
 use std::path::Path;
 
-use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
-use config::{Layers, resolve_layers};
 use jobs::record::{Checkpoint, Key, NAME_RULE, Status};
 use jobs::registry::find::find;
 use jobs::registry::{Adopted, FindError, Job, Registry, RegistryError, Warning};
@@ -15,9 +12,6 @@ use jobs::registry::{Adopted, FindError, Job, Registry, RegistryError, Warning};
 use crate::context::Context;
 use crate::error::Error;
 use crate::output;
-
-/// Names that a shell is given to choose from; nobody reads more.
-const COMPLETED_MAX: usize = 200;
 
 /// The registry, and the jobs as they were when it was read last.
 #[derive(Debug)]
@@ -59,10 +53,15 @@ impl Jobs {
         self.registry.refresh()?;
         enrich::enrich(&mut self.registry).await?;
         self.all = self.registry.jobs()?;
+        self.warn();
+        Ok(())
+    }
+
+    /// Shows what the registry has to say of itself since it was asked last.
+    fn warn(&mut self) {
         for warning in self.registry.take_warnings() {
             output::warning(&warning.to_string());
         }
-        Ok(())
     }
 
     /// All of them, also such as are not shown: [`Job::is_listed`].
@@ -114,7 +113,9 @@ impl Jobs {
     /// # Errors
     /// The registry does not take it.
     pub fn add_checkpoint(&mut self, key: &Key, checkpoint: &Checkpoint) -> Result<(), Error> {
-        Ok(self.registry.add_checkpoint(key, checkpoint)?)
+        let added = self.registry.add_checkpoint(key, checkpoint);
+        self.warn();
+        Ok(added?)
     }
 
     /// Forgets the checkpoint at a path, whose files are gone.
@@ -122,7 +123,9 @@ impl Jobs {
     /// # Errors
     /// The registry does not take it.
     pub fn remove_checkpoint_at(&mut self, path: &Path) -> Result<(), Error> {
-        Ok(self.registry.remove_checkpoint_at(path)?)
+        let removed = self.registry.remove_checkpoint_at(path);
+        self.warn();
+        Ok(removed?)
     }
 
     /// Makes a container of another shim a job.
@@ -130,7 +133,9 @@ impl Jobs {
     /// # Errors
     /// The registry does not take it.
     pub fn adopt(&mut self, adopted: &Adopted) -> Result<(), Error> {
-        Ok(self.registry.adopt(adopted)?)
+        let taken_in = self.registry.adopt(adopted);
+        self.warn();
+        Ok(taken_in?)
     }
 
     /// Forgets a job.
@@ -138,7 +143,9 @@ impl Jobs {
     /// # Errors
     /// The registry does not take it.
     pub fn delete(&mut self, key: &Key) -> Result<(), Error> {
-        Ok(self.registry.delete(key)?)
+        let deleted = self.registry.delete(key);
+        self.warn();
+        Ok(deleted?)
     }
 }
 
@@ -147,7 +154,9 @@ impl From<RegistryError> for Error {
         match error {
             RegistryError::Name(_) => Self::usage(error.to_string()),
             RegistryError::NoCheckpoint(_) => Self::not_found(error.to_string()),
-            RegistryError::Spool(_) | RegistryError::Broken(_) => Self::failed(error.to_string()),
+            RegistryError::Spool(_) | RegistryError::NotKept { .. } | RegistryError::Broken(_) => {
+                Self::failed(error.to_string())
+            }
         }
     }
 }
@@ -155,23 +164,4 @@ impl From<RegistryError> for Error {
 /// That a job cannot be called so.
 pub fn no_name(name: &str) -> Error {
     Error::usage(format!("{name:?} is no name for a job: a name has {NAME_RULE}"))
-}
-
-/// Offers a shell the names of jobs.
-pub fn completer() -> ArgValueCompleter {
-    ArgValueCompleter::new(|typed: &OsStr| complete(&typed.to_string_lossy()).unwrap_or_default())
-}
-
-/// No engine is asked: a press of a key does not wait for one.
-fn complete(typed: &str) -> Option<Vec<CompletionCandidate>> {
-    let settings = resolve_layers(&Layers::of_this_process(None).ok()?).ok()?;
-    let mut registry = Registry::open(settings.db.path.as_deref()?).registry;
-    registry.refresh().ok()?;
-    let jobs = registry.jobs().ok()?;
-    let offered = jobs
-        .into_iter()
-        .filter(|job| job.is_listed(false) && job.name.starts_with(typed))
-        .take(COMPLETED_MAX)
-        .map(|job| CompletionCandidate::new(job.name).help(Some(job.status.into())));
-    Some(offered.collect())
 }

@@ -52,6 +52,12 @@ pub enum RegistryError {
     /// The record of a job cannot be removed.
     #[error("the record of the job cannot be removed: {0}")]
     Spool(#[source] std::io::Error),
+    /// The database cannot be written: nothing was changed that outlives this process.
+    #[error("the registry does not keep it: {why}")]
+    NotKept {
+        /// Why, and what to do about it.
+        why: String,
+    },
     /// The database does not even work in memory.
     #[error("the registry does not work: {0}")]
     Broken(String),
@@ -131,6 +137,8 @@ pub struct Registry {
     identity: Option<Identity>,
     spools: Option<Spools>,
     warnings: Vec<Warning>,
+    /// Set where there is a database, and it cannot be used.
+    in_memory_because: Option<String>,
 }
 
 impl Registry {
@@ -143,6 +151,7 @@ impl Registry {
             identity: None,
             spools: Some(Spools::of(path)),
             warnings: Vec::new(),
+            in_memory_because: None,
         };
         match opening::open(path, Spool::beside(path).directory()) {
             Ok(found) => registry.take_found(path, found),
@@ -161,6 +170,7 @@ impl Registry {
             identity: None,
             spools: None,
             warnings: Vec::new(),
+            in_memory_because: None,
         };
         registry.opened()
     }
@@ -228,7 +238,7 @@ impl Registry {
     /// Notes a checkpoint of a job that its shim knows nothing of: one that was packed, or another shim's.
     ///
     /// # Errors
-    /// [`RegistryError::Name`], [`RegistryError::Broken`].
+    /// [`RegistryError::Name`], [`RegistryError::NotKept`], [`RegistryError::Broken`].
     pub fn add_checkpoint(&mut self, key: &Key, checkpoint: &Checkpoint) -> Result<(), RegistryError> {
         let file = spool::file_name(key)?;
         let kept = Kept {
@@ -251,7 +261,7 @@ impl Registry {
     /// Forgets a checkpoint. Its files are the caller's.
     ///
     /// # Errors
-    /// [`RegistryError::NoCheckpoint`], [`RegistryError::Broken`].
+    /// [`RegistryError::NoCheckpoint`], [`RegistryError::NotKept`], [`RegistryError::Broken`].
     pub fn remove_checkpoint(&mut self, id: &str) -> Result<(), RegistryError> {
         match self.insist(|store| store.write(|db| rows::remove_checkpoint(db, id)))? {
             true => Ok(()),
@@ -263,7 +273,7 @@ impl Registry {
     /// nobody knows.
     ///
     /// # Errors
-    /// [`RegistryError::Broken`] only.
+    /// [`RegistryError::NotKept`], [`RegistryError::Broken`].
     pub fn remove_checkpoint_at(&mut self, path: &Path) -> Result<(), RegistryError> {
         self.insist(|store| store.write(|db| rows::remove_checkpoint_at(db, path)))
     }
@@ -271,7 +281,7 @@ impl Registry {
     /// Makes a container of another shim a job.
     ///
     /// # Errors
-    /// [`RegistryError::Name`], [`RegistryError::Broken`].
+    /// [`RegistryError::Name`], [`RegistryError::NotKept`], [`RegistryError::Broken`].
     pub fn adopt(&mut self, adopted: &Adopted) -> Result<(), RegistryError> {
         let file = spool::file_name(&adopted.key)?;
         let now = now_ms();
@@ -310,7 +320,7 @@ impl Registry {
     /// [`RegistryError::Name`], [`RegistryError::Broken`].
     pub fn enrich(&mut self, key: &Key, enrichment: &Enrichment) -> Result<(), RegistryError> {
         let file = spool::file_name(key)?;
-        self.insist(|store| {
+        self.patiently(|store| {
             store.write(|db| {
                 let Some(row) = rows::job_of(db, &file)? else {
                     return Ok(());
@@ -343,9 +353,11 @@ impl Registry {
     /// Forgets a job and its checkpoints, whose files are the caller's. The shim of one that runs publishes it again.
     ///
     /// # Errors
-    /// [`RegistryError::Spool`] if its record stays; the others as elsewhere.
+    /// [`RegistryError::Spool`] if its record stays, [`RegistryError::NotKept`]; the others as elsewhere.
     pub fn delete(&mut self, key: &Key) -> Result<(), RegistryError> {
         let file = spool::file_name(key)?;
+        // Whether this can be kept is to be known before a record is gone.
+        self.insist(|store| store.write(|_| Ok(())))?;
         for spool in self.spools.iter().flat_map(Spools::each) {
             spool.remove(key).map_err(RegistryError::Spool)?;
         }
@@ -357,7 +369,7 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Broken`] only: a key that no container can have is passed over.
     pub fn rebuild_from(&mut self, found: &[OnDisk]) -> Result<usize, RegistryError> {
-        self.insist(|store| {
+        self.patiently(|store| {
             store.write(|db| {
                 rows::set_chore_done(db, REBUILD, now_ms() / 1000)?;
                 intake::take_found(db, found)

@@ -34,8 +34,20 @@ impl Registry {
         }
     }
 
-    /// As [`Self::attempt`], but patient: what is to be written is known to nobody else.
+    /// As [`Self::patiently`], and what was only done in memory is an error: it ends with this process.
     pub(super) fn insist<T>(
+        &mut self,
+        act: impl Fn(&mut Store) -> Result<T, StoreError>,
+    ) -> Result<T, RegistryError> {
+        let done = self.patiently(act)?;
+        match &self.in_memory_because {
+            Some(why) => Err(RegistryError::NotKept { why: why.clone() }),
+            None => Ok(done),
+        }
+    }
+
+    /// As [`Self::attempt`], but patient: what is to be written is known to nobody else.
+    pub(super) fn patiently<T>(
         &mut self,
         act: impl Fn(&mut Store) -> Result<T, StoreError>,
     ) -> Result<T, RegistryError> {
@@ -98,6 +110,7 @@ impl Registry {
     /// From here on in memory: with all that can be read of the database.
     pub(super) fn fall_back(&mut self, e: &StoreError) {
         if let Some(path) = self.file.take() {
+            self.in_memory_because = Some(reason(&path, e));
             self.warnings.push(Warning::in_memory(path, e));
         }
         let salvaged = match e.fault {
@@ -135,6 +148,19 @@ impl Registry {
             Err(e) => self
                 .warnings
                 .push(Warning::in_memory(PathBuf::from(":memory:"), &e)),
+        }
+    }
+}
+
+/// Why a database cannot be written, and what to do about it.
+fn reason(path: &Path, e: &StoreError) -> String {
+    let path = path.display();
+    match e.fault {
+        Fault::Locked => format!("another process has locked {path}; try again when it is done"),
+        Fault::Full => format!("there is no room for {path}; make some, and try again"),
+        Fault::Newer(schema) => format!("{path} belongs to a newer version (schema {schema}); use that one"),
+        Fault::Missing | Fault::Damaged | Fault::Unusable | Fault::Foreign => {
+            format!("{path} cannot be used ({e}); mend or move it, and try again")
         }
     }
 }
