@@ -15,6 +15,7 @@
 
 mod args;
 mod commands;
+mod completer;
 mod context;
 mod engines;
 mod error;

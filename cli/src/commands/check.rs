@@ -19,6 +19,7 @@ mod trial;
 
 use serde::Serialize;
 
+use crate::completer;
 use crate::context::Context;
 use crate::engines::Address;
 use crate::error::Error;
@@ -30,7 +31,7 @@ use tool::Places;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A job: whether it can be saved now; without one, whether this host can save containers
-    #[arg(value_name = "JOB", add = crate::jobs::completer())]
+    #[arg(value_name = "JOB", add = completer::jobs())]
     job: Option<String>,
     /// Really try it: run, dump and restore a container made for this
     #[arg(long, conflicts_with = "job")]

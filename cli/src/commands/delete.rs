@@ -7,16 +7,17 @@ use jobs::registry::Job;
 use serde::Serialize;
 
 use super::checkpoint::remove::remove;
+use crate::completer;
 use crate::context::Context;
 use crate::error::Error;
-use crate::jobs::{Jobs, completer};
+use crate::jobs::Jobs;
 use crate::output;
 
 /// Its arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The jobs
-    #[arg(required_unless_present = "all", conflicts_with = "all", add = completer())]
+    #[arg(required_unless_present = "all", conflicts_with = "all", add = completer::jobs())]
     pub jobs: Vec<String>,
     /// All jobs that do not run
     #[arg(short, long)]

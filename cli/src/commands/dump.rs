@@ -19,9 +19,10 @@ pub mod watch;
 use clap::Subcommand;
 
 use super::dump_containerd;
+use crate::completer;
 use crate::context::Context;
 use crate::error::Error;
-use crate::jobs::{Jobs, completer};
+use crate::jobs::Jobs;
 
 /// Its arguments.
 #[derive(Debug, clap::Args)]
@@ -44,7 +45,7 @@ pub enum What {
 #[derive(Debug, clap::Args)]
 pub struct JobArgs {
     /// The job: its name, id, a unique beginning of either, or NAMESPACE/NAME
-    #[arg(add = completer())]
+    #[arg(add = completer::jobs())]
     pub job: String,
     /// Only among the jobs of this namespace of containerd
     #[arg(short, long)]

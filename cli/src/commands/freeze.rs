@@ -5,11 +5,12 @@ use jobs::registry::Job;
 use jobs::wire::{self, Empty, Target};
 use serde::Serialize;
 
+use crate::completer;
 use crate::context::Context;
 use crate::engines::Address;
 use crate::engines::containerd::{Containerd, TaskStatus};
 use crate::error::Error;
-use crate::jobs::{Jobs, completer};
+use crate::jobs::Jobs;
 use crate::{output, shim};
 
 /// Their arguments: a job, or `job JOB`, or `containerd ID`.
@@ -17,7 +18,7 @@ use crate::{output, shim};
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Args {
     /// The job
-    #[arg(required = true, add = completer())]
+    #[arg(required = true, add = completer::jobs())]
     pub job: Option<String>,
     /// What it is.
     #[command(subcommand)]
@@ -30,7 +31,7 @@ pub enum What {
     /// A job, by its name
     Job {
         /// The job
-        #[arg(add = completer())]
+        #[arg(add = completer::jobs())]
         job: String,
     },
     /// A container of containerd, by its id

@@ -10,10 +10,11 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use super::restore::sandbox;
+use crate::completer;
 use crate::context::Context;
 use crate::engines::containerd::Containerd;
 use crate::error::Error;
-use crate::jobs::{Jobs, completer};
+use crate::jobs::Jobs;
 use crate::{output, shim};
 
 /// How long a process may take to go after SIGKILL; one in an uninterruptible sleep takes longer.
@@ -26,7 +27,7 @@ const LOOK: Duration = Duration::from_millis(10);
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The jobs
-    #[arg(required_unless_present = "all", conflicts_with = "all", add = completer())]
+    #[arg(required_unless_present = "all", conflicts_with = "all", add = completer::jobs())]
     pub jobs: Vec<String>,
     /// All jobs that run
     #[arg(short, long)]

@@ -5,9 +5,10 @@ use serde::Serialize;
 
 use super::target::{self, Target};
 use crate::commands::job::checkpoints;
+use crate::completer;
 use crate::context::Context;
 use crate::error::Error;
-use crate::jobs::{Jobs, completer};
+use crate::jobs::Jobs;
 use crate::output::table::{Side, Table};
 use crate::output::{self, size, time};
 
@@ -23,7 +24,7 @@ const COLUMNS: [(&str, Side); 5] = [
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The job; all of them unless given
-    #[arg(add = completer())]
+    #[arg(add = completer::jobs())]
     pub job: Option<String>,
 }
 

@@ -11,9 +11,10 @@ use serde::Serialize;
 
 use super::remove::remove;
 use super::target::{self, Target};
+use crate::completer;
 use crate::context::Context;
 use crate::error::Error;
-use crate::jobs::{Jobs, completer};
+use crate::jobs::Jobs;
 use crate::output::{self, size, time};
 use rules::{One, Rules, Why};
 
@@ -21,7 +22,7 @@ use rules::{One, Rules, Why};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only those of these jobs
-    #[arg(add = completer())]
+    #[arg(add = completer::jobs())]
     pub jobs: Vec<String>,
     /// Keep the newest N good ones of each job, whatever else is said; alone, remove all others
     #[arg(long, value_name = "N")]

@@ -2,9 +2,10 @@
 
 use jobs::record::Checkpoint;
 
+use crate::completer;
 use crate::context::Context;
 use crate::error::Error;
-use crate::jobs::{Jobs, completer};
+use crate::jobs::Jobs;
 use crate::output::table::{Side, Table};
 use crate::output::{self, size, time};
 
@@ -19,7 +20,7 @@ const COLUMNS: [(&str, Side); 4] = [
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The job
-    #[arg(add = completer())]
+    #[arg(add = completer::jobs())]
     pub job: String,
 }
 

@@ -4,16 +4,17 @@ use jobs::record::{Act, Exit, Record};
 use jobs::registry::Job;
 use serde::Serialize;
 
+use crate::completer;
 use crate::context::Context;
 use crate::error::Error;
-use crate::jobs::{Jobs, completer};
+use crate::jobs::Jobs;
 use crate::output::{self, outline};
 
 /// Its arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The job
-    #[arg(add = completer())]
+    #[arg(add = completer::jobs())]
     pub job: String,
 }
 

@@ -9,18 +9,19 @@ use super::engine::{by_containerd, by_docker, by_nerdctl, can_be_in_place, in_pl
 use super::images::Images;
 use super::order::Order;
 use super::{Restored, report};
+use crate::completer;
 use crate::context::Context;
 use crate::engines::containerd::Containerd;
 use crate::engines::docker::Docker;
 use crate::error::{Error, Kind};
-use crate::jobs::{Jobs, completer};
+use crate::jobs::Jobs;
 use crate::output::progress::Progress;
 
 /// Its arguments.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The job: its name, id, a unique beginning of either, or NAMESPACE/NAME
-    #[arg(value_name = "JOB", add = completer())]
+    #[arg(value_name = "JOB", add = completer::jobs())]
     job: String,
     /// The checkpoint, a directory or an archive; the job's latest one unless given
     #[arg(short, long, value_name = "PATH", value_hint = clap::ValueHint::AnyPath)]
