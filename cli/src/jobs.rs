@@ -33,8 +33,14 @@ impl Jobs {
             all: Vec::new(),
         };
         for warning in opened.warnings {
-            if matches!(warning, Warning::Unusable { .. }) && !nix::unistd::geteuid().is_root() {
-                return Err(Error::failed(warning.to_string()).hint("run it as root"));
+            if let Warning::Unusable { path, text } = &warning
+                && !nix::unistd::geteuid().is_root()
+            {
+                let registry = path.display();
+                return Err(
+                    Error::failed(format!("failed to open the registry {registry}: {text}"))
+                        .hint("run it as root"),
+                );
             }
             output::warning(&warning.to_string());
         }

@@ -102,3 +102,9 @@ pub fn confirm(question: &str) -> Result<bool, Error> {
         .map_err(|source| Error::failed(format!("failed to ask: {source}")))?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes"))
 }
+
+/// A number of things, as people say it: `1 job`, `2 jobs`.
+pub fn counted(number: usize, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{plural}")
+}

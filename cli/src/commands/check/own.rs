@@ -11,7 +11,7 @@ use nix::unistd::{AccessFlags, access, geteuid};
 
 use super::checks::Checks;
 use crate::context::Context;
-use crate::output::size;
+use crate::output::{counted, size};
 
 /// A checkpoint takes about the memory of its container; with less room than this few fit.
 const ROOM_MIN: u64 = 1 << 30;
@@ -49,9 +49,9 @@ fn look_at_configuration(context: &Context, checks: &mut Checks) {
     });
     let set = context.settings.sources.len();
     let found = match (file, set) {
-        (Some(file), _) => format!("{set} settings, {file}"),
+        (Some(file), _) => format!("{}, {file}", counted(set, "setting")),
         (None, 0) => "defaults".to_owned(),
-        (None, _) => format!("{set} settings, no file"),
+        (None, _) => format!("{}, no file", counted(set, "setting")),
     };
     checks.good("cedana", "configuration", found);
 }
@@ -66,8 +66,12 @@ fn look_at_registry(context: &Context, checks: &mut Checks) {
     let jobs = refreshed.and_then(|()| opened.registry.jobs());
     let mut warnings: Vec<String> = opened.warnings.iter().map(ToString::to_string).collect();
     warnings.extend(opened.registry.take_warnings().iter().map(ToString::to_string));
-    let remedy =
-        "no container depends on it: removing the file is safe, and what can be found is taken in again";
+    // Whoever may not look cannot know whether it is damaged.
+    let remedy = if geteuid().is_root() {
+        "no container depends on it: removing the file is safe, and what can be found is taken in again"
+    } else {
+        "run it with sudo: the registry is root's"
+    };
     match jobs {
         Err(error) => checks.warning("cedana", "registry", error.to_string(), remedy),
         Ok(_) if !warnings.is_empty() => {
@@ -76,7 +80,7 @@ fn look_at_registry(context: &Context, checks: &mut Checks) {
         Ok(jobs) => checks.good(
             "cedana",
             "registry",
-            format!("{} jobs, {}", jobs.len(), database.display()),
+            format!("{}, {}", counted(jobs.len(), "job"), database.display()),
         ),
     }
 }
@@ -94,7 +98,11 @@ fn look_at_checkpoints(directory: &Path, checks: &mut Checks) {
             component,
             feature,
             found,
-            "mend it, or set checkpoint.dir to another directory",
+            if geteuid().is_root() {
+                "mend it, or set checkpoint.dir to another directory"
+            } else {
+                "run it with sudo: checkpoints are root's"
+            },
         );
         return;
     }
