@@ -20,6 +20,9 @@ use crate::output;
 /// Where the output of a job goes that is given no file; users of Cedana look for it there.
 const LOG_DIR: &str = "/var/log";
 
+/// What programs are found by in a container without an image; as Docker's.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Mounting a large image takes its time.
 const START_LIMIT: Duration = Duration::from_secs(600);
 
@@ -89,8 +92,12 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
         )));
     }
     if engine.container(&id).await?.is_some() {
+        let namespace = engine.namespace();
         return Err(Error::wrong_state(format!("there is a container {id} already"))
-            .hint("another id is given with --id, and another name with --jid"));
+            .hint("another id is given with --id, and another name with --jid")
+            .hint(format!(
+                "if it has ended and is not needed: ctr -n {namespace} containers rm {id}"
+            )));
     }
     if args.attach {
         return attached(&args, &engine, &job, &id).await;
@@ -121,6 +128,11 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
     if context.json {
         return output::json(&started);
     }
+    output::line(&format!(
+        "Job {}, output in {}",
+        output::text::line(&started.job),
+        started.log.display()
+    ))?;
     output::line(&format!("Running managed containerd PID {}", started.pid))
 }
 
@@ -187,6 +199,10 @@ fn ctr(args: &Args, engine: &Containerd, job: &str) -> Command {
         .arg(format!("{NAME_ANNOTATION}={job}"));
     if !args.no_network {
         let _ = command.arg("--net-host");
+    }
+    // A directory says nothing of its environment, and a command without a PATH is not found.
+    if is_directory(&args.image) && !args.env.iter().any(|variable| variable.starts_with("PATH=")) {
+        let _ = command.arg("--env").arg(DEFAULT_PATH);
     }
     for variable in &args.env {
         let _ = command.arg("--env").arg(variable);
