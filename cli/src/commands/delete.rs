@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use jobs::record::Status;
-use jobs::registry::Job;
+use jobs::registry::{EngineKind, Job};
 use serde::Serialize;
 
 use super::checkpoint::remove::remove;
 use crate::completer;
 use crate::context::Context;
+use crate::engines::containerd::Containerd;
 use crate::error::Error;
 use crate::jobs::Jobs;
 use crate::output;
@@ -66,7 +67,7 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
         match delete(&mut jobs, job, args.checkpoints) {
             Ok(deleted) => {
                 if !context.json {
-                    say(job, &deleted)?;
+                    say(job, &deleted, has_container(job).await)?;
                 }
                 told.push(deleted);
             }
@@ -84,12 +85,13 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
 
 fn question(meant: &[Job], checkpoints: bool) -> String {
     let saved: usize = meant.iter().map(|job| job.checkpoints.count).sum();
+    let jobs = output::counted(meant.len(), "job");
     match (checkpoints, saved) {
         (true, 1..) => format!(
-            "Delete {} jobs and the files of their {saved} checkpoints?",
-            meant.len()
+            "Delete {jobs} and the files of {}?",
+            output::counted(saved, "checkpoint")
         ),
-        _ => format!("Delete {} jobs?", meant.len()),
+        _ => format!("Delete {jobs}?"),
     }
 }
 
@@ -118,16 +120,49 @@ fn delete(jobs: &mut Jobs, job: &Job, checkpoints: bool) -> Result<Told, Error> 
     Ok(told)
 }
 
-fn say(job: &Job, told: &Told) -> Result<(), Error> {
+fn say(job: &Job, told: &Told, container_left: bool) -> Result<(), Error> {
     let name = output::text::line(&job.name);
-    for path in &told.left {
-        output::line(&format!(
-            "Left on the disk: {}",
-            output::text::line(&path.display().to_string())
-        ))?;
+    let paths = told.removed.iter().map(|path| ("Removed", path));
+    for (what, path) in paths.chain(told.left.iter().map(|path| ("Left on the disk", path))) {
+        let path = path.display().to_string();
+        output::line(&format!("{what}: {}", output::text::line(&path)))?;
     }
-    if job.record.status == Status::Stopped {
-        output::line(&format!("Left in {}: the container {}", job.engine, job.key.id))?;
+    if container_left {
+        let left = format!("Left in {}: the container {}", job.engine, job.key.id);
+        let remove = how_to_remove(job);
+        output::line(&format!("{left} (remove it: {remove})"))?;
     }
     output::line(&format!("Deleted job {name}"))
+}
+
+/// Whether its engine still has the container. One that does not answer says nothing.
+async fn has_container(job: &Job) -> bool {
+    if job.record.status == Status::Stopped {
+        return true;
+    }
+    if job.engine != EngineKind::Containerd {
+        return false;
+    }
+    let Ok(engine) = Containerd::connect(&job.key.engine, &job.key.namespace).await else {
+        return false;
+    };
+    engine
+        .container(&job.key.id)
+        .await
+        .is_ok_and(|found| found.is_some())
+}
+
+/// How its engine is told that a container that has ended is not needed any more.
+fn how_to_remove(job: &Job) -> String {
+    let (namespace, id) = (&job.key.namespace, &job.key.id);
+    let rm = match job.engine {
+        EngineKind::Containerd => format!("ctr -n {namespace} containers rm {id}"),
+        EngineKind::Docker => format!("docker rm {id}"),
+        EngineKind::Nerdctl => format!("nerdctl -n {namespace} rm {id}"),
+        EngineKind::Cri => format!("crictl rm {id}"),
+    };
+    if job.engine == EngineKind::Containerd && job.record.status == Status::Stopped {
+        return format!("ctr -n {namespace} tasks rm {id}; {rm}");
+    }
+    rm
 }

@@ -67,7 +67,7 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
     };
     if args.all && !args.yes {
         output::can_ask()?;
-        if !meant.is_empty() && !output::confirm(&format!("Kill {} jobs?", meant.len()))? {
+        if !meant.is_empty() && !output::confirm(&format!("Kill {}?", output::counted(meant.len(), "job")))? {
             return Err(Error::failed("nothing was killed"));
         }
     }
