@@ -76,8 +76,9 @@ const FEATURES: &[Feature] = &[
     feature("check", [Yes, Yes, Yes, Yes, Yes], ""),
     feature(
         "established TCP",
-        [Yes, Yes, Yes, Yes, Yes],
-        "by --tcp-established or --tcp-close; the address must exist at the restore",
+        [Yes, Yes, Yes, Yes, Partly],
+        "by --tcp-established, for which the address must exist at the restore, or by --tcp-close, which containerd's own shim \
+         does not know at the dump",
     ),
     feature(
         "file system",

@@ -4,10 +4,7 @@ use crate::error::Error;
 
 /// A setting, as shims and preflight name it, and the flags that are the same for one dump.
 const FLAGS: [(&str, &str); 7] = [
-    (
-        "dump.tcp",
-        "--tcp-established (saved), or --criu-opts '{\"tcp_close\": true}' (closed)",
-    ),
+    ("dump.tcp", "--tcp-established (saved), or --tcp-close (closed)"),
     ("dump.skip-in-flight", "--skip-in-flight"),
     (
         "dump.external-unix-sockets",
@@ -60,6 +57,6 @@ mod tests {
             assert!(read.settings.contains_key(setting), "{flags}");
             options += 1;
         }
-        assert_eq!(options, 4);
+        assert_eq!(options, 3);
     }
 }

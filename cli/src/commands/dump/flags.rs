@@ -27,6 +27,9 @@ pub struct Flags {
     /// Save established TCP connections
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub tcp_established: Option<bool>,
+    /// Have established TCP connections come back closed
+    #[arg(long, conflicts_with = "tcp_established", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    pub tcp_close: Option<bool>,
     /// Leave out connections that nobody has accepted yet
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub skip_in_flight: Option<bool>,
@@ -77,6 +80,8 @@ impl Flags {
         };
         let tcp = |established: bool| if established { "established" } else { "default" }.to_owned();
         set("dump.tcp", self.tcp_established.map(tcp));
+        let closed = |close: bool| if close { "close" } else { "default" }.to_owned();
+        set("dump.tcp", self.tcp_close.map(closed));
         set(
             "dump.skip-in-flight",
             self.skip_in_flight.map(|on| on.to_string()),
@@ -142,6 +147,8 @@ mod tests {
             (&[][..], &[][..]),
             (&["--tcp-established"], &[("dump.tcp", "established")]),
             (&["--tcp-established=false"], &[("dump.tcp", "default")]),
+            (&["--tcp-close"], &[("dump.tcp", "close")]),
+            (&["--tcp-close=false"], &[("dump.tcp", "default")]),
             (&["--file-locks=false"], &[("dump.file-locks", "false")]),
             (
                 &["--skip-in-flight", "--link-remap"],
@@ -186,6 +193,7 @@ mod tests {
             &["--criu-opts", "nonsense"][..],
             &["--compression", "rar"],
             &["--file-locks=perhaps"],
+            &["--tcp-close", "--tcp-established"],
         ] {
             let error = wishes(args).expect_err("an error");
             assert_eq!(error.kind, crate::error::Kind::Usage, "{args:?}");
