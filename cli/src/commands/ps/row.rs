@@ -94,7 +94,7 @@ impl<'a> Row<'a> {
     }
 }
 
-/// The rows that are shown: the living before the halted, then those saved last, then by name.
+/// The rows that are shown: by the words of their status, backwards through the alphabet, then those saved last, then by name.
 pub fn rows(jobs: &[Job], all: bool) -> Vec<Row<'_>> {
     let mut rows: Vec<Row<'_>> = jobs
         .iter()
