@@ -10,6 +10,8 @@ use anyhow::{Context, Result, anyhow};
 
 /// The program and the argument by which a worker is known.
 const PROGRAM: &str = "containerd-shim-cedana-v1";
+/// The program, where the file has been replaced since the shim was started.
+const REPLACED: &str = "/proc/self/exe";
 const ROLE: &str = "capture";
 /// The kernel keeps the peak itself, so only the last moments can be missed, in which a worker gives memory back.
 const INTERVAL: Duration = Duration::from_millis(20);
@@ -68,7 +70,10 @@ fn worker() -> Option<u32> {
 
 fn is_worker(cmdline: &str) -> bool {
     let mut words = cmdline.split('\0');
-    words.next().is_some_and(|program| program.ends_with(PROGRAM)) && words.next() == Some(ROLE)
+    words
+        .next()
+        .is_some_and(|program| program.ends_with(PROGRAM) || program == REPLACED)
+        && words.next() == Some(ROLE)
 }
 
 fn peak_of(pid: u32) -> Option<Peak> {
@@ -106,6 +111,7 @@ mod tests {
                 "/usr/local/bin/containerd-shim-cedana-v1\0-namespace\0capture\0",
                 false,
             ),
+            ("/proc/self/exe\0capture\0", true),
             ("vi\0capture\0", false),
             ("", false),
         ] {
