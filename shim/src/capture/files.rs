@@ -5,6 +5,8 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use std::thread;
 
 use super::{CaptureError, Part};
 
@@ -13,6 +15,9 @@ const BLOCK: usize = 4096;
 
 /// Compared with a whole block at once, which is the fastest way to know.
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
+
+/// Written between two flushes: large enough that the disk is asked for much at a time.
+const PIECE: usize = 32 << 20;
 
 /// What the files are called until they are complete; the fifos have their names.
 const UNFINISHED: &str = "unfinished";
@@ -41,14 +46,14 @@ impl Files {
         }
     }
 
-    /// Adds to the end of a file.
+    /// Adds to the end of a file. Of much, the digest is made and the disk is kept busy while it is written.
     pub(super) fn append(&mut self, index: usize, bytes: &[u8]) -> Result<(), CaptureError> {
         let growing = self.growing(index)?;
-        let shown = growing.path.display().to_string();
-        write_sparse(&growing.file, growing.length, bytes).map_err(CaptureError::new("write", shown))?;
-        growing.length += bytes.len() as u64;
-        let _ = growing.digest.update(bytes);
-        Ok(())
+        let written = match bytes.len() {
+            ..=PIECE => growing.append(bytes),
+            _ => growing.append_in_pieces(bytes),
+        };
+        written.map_err(CaptureError::new("write", growing.path.display().to_string()))
     }
 
     fn growing(&mut self, index: usize) -> Result<&mut Growing, CaptureError> {
@@ -90,6 +95,41 @@ impl Files {
         }
         sync_directory(&self.images)?;
         Ok(parts)
+    }
+}
+
+impl Growing {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        write_sparse(&self.file, self.length, bytes)?;
+        self.length += bytes.len() as u64;
+        let _ = self.digest.update(bytes);
+        Ok(())
+    }
+
+    fn append_in_pieces(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Self {
+            file, length, digest, ..
+        } = self;
+        let file = &*file;
+        thread::scope(|scope| {
+            let digesting = thread::Builder::new().spawn_scoped(scope, move || {
+                let _ = digest.update(bytes);
+            })?;
+            // One is waiting, at most: the next flush takes all of what has been written meanwhile.
+            let (written, to_flush) = sync_channel(1);
+            // Its errors count: the kernel tells of each only once.
+            let flushing = thread::Builder::new()
+                .spawn_scoped(scope, move || to_flush.iter().try_for_each(|()| file.sync_data()))?;
+            for piece in bytes.chunks(PIECE) {
+                write_sparse(file, *length, piece)?;
+                *length += piece.len() as u64;
+                let _ = written.try_send(());
+            }
+            drop(written);
+            let gone = |_| io::Error::other("a thread panicked");
+            digesting.join().map_err(gone)?;
+            flushing.join().map_err(gone)?
+        })
     }
 }
 
@@ -150,6 +190,24 @@ mod tests {
             2,
             "nothing unfinished is left"
         );
+    }
+
+    #[test]
+    fn much_is_written_as_little_is() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut bytes = vec![0; 2 * PIECE + 10];
+        for at in [0, PIECE - 1, PIECE, 2 * PIECE + 9] {
+            bytes[at] = 1;
+        }
+        let mut files = Files::new(directory.path().to_owned());
+        files.append(0, b"before").expect("written");
+        files.append(0, &bytes).expect("written");
+        files.append(0, b"after").expect("written");
+        let parts = files.finish(&[(0, "pages-1.img".to_owned())]).expect("finished");
+        let bytes = [b"before", bytes.as_slice(), b"after"].concat();
+        let written = fs::read(directory.path().join("pages-1.img")).expect("read");
+        assert!(written == bytes, "other bytes, or not as many");
+        assert_eq!(parts[0].digest, blake3::hash(&bytes).to_hex().to_string());
     }
 
     #[test]
