@@ -105,28 +105,70 @@ pub fn place(spool: &Spool, key: &Key, pending: &Pending) -> io::Result<Placed> 
     ))
 }
 
+/// Why a pending restore was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeError {
+    /// The place for it cannot be looked into. No asker can have counted on it: who places one looks there, too.
+    #[error("it cannot be told whether a restore is pending: {0}")]
+    CannotLook(#[source] io::Error),
+    /// One was there, and cannot be used. A fresh start is not what was asked for.
+    #[error("the restore that was asked for is lost: {0}")]
+    Lost(#[source] io::Error),
+}
+
 /// The restore that is pending for a container. Whoever gets it is the only one, and has to do it or fail.
 ///
 /// # Errors
-/// One is pending and cannot be understood: a fresh start would not be what was asked for. It is not pending any more.
-pub fn take(spool: &Spool, key: &Key) -> io::Result<Option<Pending>> {
-    let (directory, name) = location(spool, key)?;
+/// [`TakeError`]. What is lost is not pending any more, unless a newer version has placed it: that stays for one that
+/// understands it.
+pub fn take(spool: &Spool, key: &Key) -> Result<Option<Pending>, TakeError> {
+    let (directory, name) = location(spool, key).map_err(TakeError::CannotLook)?;
     let path = directory.join(&name);
+    let is_there = match file::read(&path, PENDING_BYTES_MAX) {
+        Ok(Some((bytes, _))) => {
+            if let Err(e) = parse(&bytes)
+                && e.kind() == ErrorKind::Unsupported
+            {
+                return refuse_newer(&bytes, &path, &e);
+            }
+            true
+        }
+        Ok(None) => return Ok(None),
+        Err(ReadError::Io(_)) => false,
+        Err(_) => true,
+    };
     let aside = file::temporary(&directory, &name);
     match std::fs::rename(&path, &aside) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        done => done?,
+        Err(e) if is_there => return Err(TakeError::Lost(e)),
+        done => done.map_err(TakeError::CannotLook)?,
     }
     let read = file::read(&aside, PENDING_BYTES_MAX);
-    std::fs::remove_file(&aside)?;
-    let bytes = match read {
-        Ok(Some((bytes, _))) => bytes,
-        Ok(None) => return Ok(None),
-        Err(ReadError::Io(e)) => return Err(e),
-        Err(e) => return Err(malformed(e)),
+    // What stays is pending for nobody.
+    drop(std::fs::remove_file(&aside));
+    let pending = match read {
+        Ok(Some((bytes, _))) => parse(&bytes),
+        Ok(None) => Err(malformed("it is gone")),
+        Err(ReadError::Io(e)) => Err(e),
+        Err(e) => Err(malformed(e)),
     };
-    let pending = parse(&bytes)?;
+    let pending = pending.map_err(TakeError::Lost)?;
     Ok(liveness::is_alive(&pending.asker).then_some(pending))
+}
+
+/// A newer version's order is nothing to start afresh in place of, unless it can be seen that its asker is dead.
+fn refuse_newer(bytes: &[u8], path: &Path, e: &io::Error) -> Result<Option<Pending>, TakeError> {
+    #[derive(Deserialize)]
+    struct Asked {
+        asker: Process,
+    }
+    if let Ok(Asked { asker }) = serde_json::from_slice(bytes)
+        && !liveness::is_alive(&asker)
+    {
+        return Ok(None);
+    }
+    let text = format!("{e}; if none waits for it any more, remove {}", path.display());
+    Err(TakeError::Lost(io::Error::new(e.kind(), text)))
 }
 
 fn location(spool: &Spool, key: &Key) -> io::Result<(PathBuf, String)> {
@@ -282,8 +324,53 @@ mod tests {
             let (_directory, spool) = spool();
             let (directory, name) = location(&spool, &key("a")).unwrap();
             let _ = file::create(&directory, &name, bytes.as_bytes(), MODE).unwrap();
-            assert_eq!(take(&spool, &key("a")).unwrap_err().kind(), kind, "{what}");
-            assert_eq!(take(&spool, &key("a")).unwrap(), None, "{what}: only once");
+            let lost = take(&spool, &key("a"));
+            assert!(
+                matches!(&lost, Err(TakeError::Lost(e)) if e.kind() == kind),
+                "{what}: {lost:?}"
+            );
+            let is_left = kind == ErrorKind::Unsupported;
+            assert_eq!(directory.join(&name).exists(), is_left, "{what}");
+            if !is_left {
+                assert_eq!(take(&spool, &key("a")).unwrap(), None, "{what}: only once");
+            }
+            assert_eq!(
+                std::fs::read_dir(&directory).unwrap().count(),
+                usize::from(is_left)
+            );
         }
+    }
+
+    #[test]
+    fn what_is_no_file_is_lost_too() {
+        let (_directory, spool) = spool();
+        let (directory, name) = location(&spool, &key("a")).unwrap();
+        std::fs::create_dir_all(&directory).unwrap();
+        std::os::unix::fs::symlink("/dev/null", directory.join(name)).unwrap();
+        assert!(matches!(take(&spool, &key("a")), Err(TakeError::Lost(_))));
+    }
+
+    #[test]
+    fn a_newer_ones_dead_asker_counts_for_nothing_either() {
+        let (_directory, spool) = spool();
+        let (directory, name) = location(&spool, &key("a")).unwrap();
+        let own = liveness::own().unwrap();
+        for (started, waits) in [(own.started, true), (own.started + 1, false)] {
+            let asker = Process {
+                started,
+                ..own.clone()
+            };
+            let bytes = serde_json::json!({"schema": SCHEMA + 1, "asker": asker}).to_string();
+            let _stamp = file::replace(&directory, &name, bytes.as_bytes(), MODE).unwrap();
+            assert_eq!(take(&spool, &key("a")).is_err(), waits);
+        }
+    }
+
+    #[test]
+    fn where_none_can_be_placed_none_is_missed() {
+        let (place, spool) = spool();
+        assert_eq!(take(&spool, &key("a")).unwrap(), None, "no directory");
+        std::fs::write(place.path().join("jobs.d"), "a file").unwrap();
+        assert!(matches!(take(&spool, &key("a")), Err(TakeError::CannotLook(_))));
     }
 }

@@ -9,13 +9,12 @@
 //! Invariant: whatever goes wrong here is a warning, and only the first time: the registry is an index, and no container
 //! waits for it or fails because of it.
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jobs::liveness;
-use jobs::pending::{self, Pending};
+use jobs::pending::{self, Pending, TakeError};
 use jobs::record::{
     self, Act, CHECKPOINTS_MAX, Checkpoint, Exit, Key, NAME_ANNOTATION, Origin, Process, Record, SCHEMA,
     Stdio, is_name,
@@ -115,14 +114,14 @@ impl Registry {
     /// Takes the restore that `cedana restore` has prepared for a container, if it has.
     ///
     /// # Errors
-    /// There is one that cannot be understood: a fresh start is not what was asked for.
+    /// There is one that cannot be used: a fresh start is not what was asked for.
     pub fn pending(&self, database: Option<&Path>, key: &Key) -> Result<Option<Pending>> {
         let Some(database) = database.filter(|_| self.publishes) else {
             return Ok(None);
         };
         match pending::take(&Spool::live(database), key) {
-            Err(error) if error.kind() != ErrorKind::InvalidData => {
-                tracing::warn!(id = key.id, %error, "it cannot be told whether a restore of this container is pending");
+            Err(error @ TakeError::CannotLook(_)) => {
+                tracing::warn!(id = key.id, %error, "the container is started afresh");
                 Ok(None)
             }
             taken => taken.map_err(internal("read the restore that is pending")),
