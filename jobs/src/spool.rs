@@ -7,7 +7,8 @@
 //!    restore/NAMESPACE@ID@HASH.json           a restore that is pending
 //! ```
 //!
-//! A shim is the only writer of its container's record, and writes it without asking anybody. Files are mode 0600; those
+//! A shim writes its container's record without asking anybody, and nobody else replaces one: who rebuilds what was lost
+//! only fills gaps. Files are mode 0600; those
 //! that may be swept one day (the task is deleted, nothing was saved) are 0400, so that finding them costs a stat each.
 
 use std::collections::{HashMap, HashSet};
@@ -138,13 +139,21 @@ impl Spool {
     pub fn publish(&self, record: &Record) -> io::Result<()> {
         let name = file_name(&record.key).map_err(|e| io::Error::new(ErrorKind::InvalidInput, e))?;
         self.refuse_newer(&name)?;
-        let mode = if is_sweepable(record) {
-            MODE_SWEEPABLE
-        } else {
-            MODE
-        };
-        let _stamp = file::replace(&self.directory, &name, &fitting(record)?, mode)?;
+        let _stamp = file::replace(&self.directory, &name, &fitting(record)?, mode(record))?;
         Ok(())
+    }
+
+    /// Writes a record where there is none, and leaves one that is there as it is. Tells whether it was written.
+    ///
+    /// # Errors
+    /// As [`Spool::publish`].
+    pub fn publish_if_absent(&self, record: &Record) -> io::Result<bool> {
+        let name = file_name(&record.key).map_err(|e| io::Error::new(ErrorKind::InvalidInput, e))?;
+        match file::create(&self.directory, &name, &fitting(record)?, mode(record)) {
+            Ok(_stamp) => Ok(true),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// The record of a container.
@@ -360,6 +369,13 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         done => done,
+    }
+}
+
+fn mode(record: &Record) -> u32 {
+    match is_sweepable(record) {
+        true => MODE_SWEEPABLE,
+        false => MODE,
     }
 }
 

@@ -73,8 +73,8 @@ async fn ask_shims(spool: &Spool, bundles: &Path) {
         // Most of those that do not answer so are other shims.
         let asked = shim::call::<_, StatusAnswer>(&socket, wire::STATUS, &target, SHIM);
         if let Ok(Ok(answer)) = timeout(SHIM, asked).await
-            && !matches!(spool.read(&answer.record.key), Ok(Some(_)))
-            && let Err(problem) = spool.publish(&answer.record)
+            // Since it answered, it may have published a newer one.
+            && let Err(problem) = spool.publish_if_absent(&answer.record)
         {
             output::warning(&format!("failed to register {}: {problem}", target.id));
         }

@@ -64,6 +64,21 @@ fn known(scan: &Scan) -> HashMap<String, Stamp> {
 }
 
 #[test]
+fn only_a_gap_is_filled() {
+    let (_directory, spool) = spool();
+    let older = record("web", Status::Running);
+    assert!(spool.publish_if_absent(&older).unwrap());
+    let newer = Record {
+        changed: 9,
+        ..older.clone()
+    };
+    spool.publish(&newer).unwrap();
+    assert!(!spool.publish_if_absent(&older).unwrap());
+    assert_eq!(spool.read(&older.key).unwrap().unwrap().changed, 9);
+    assert_eq!(std::fs::read_dir(spool.directory()).unwrap().count(), 1);
+}
+
+#[test]
 fn names_are_safe_or_refused() {
     let engine = PathBuf::from("/run/containerd/containerd.sock");
     for (namespace, id, ok) in [
