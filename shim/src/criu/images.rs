@@ -32,6 +32,9 @@ const PROCESSES_MAX: usize = 64 * 1024;
 /// A dump has a dozen files, and three for each process and one for each connection.
 const FILES_MAX: usize = 1 << 20;
 
+/// runc's own, beside the images: where the standard streams went.
+const DESCRIPTORS: &str = "descriptors.json";
+
 /// What every image but the inventory begins with.
 pub(crate) const COMMON_MAGIC: u32 = 0x5456_4319;
 const INVENTORY_MAGIC: u32 = 0x5831_3116;
@@ -51,6 +54,12 @@ pub enum ImageError {
         path: PathBuf,
         /// The reason.
         source: io::Error,
+    },
+    /// What has an image's name is a link, a fifo or the like.
+    #[error("read {}: not a regular file", path.display())]
+    Strange {
+        /// It.
+        path: PathBuf,
     },
     /// A file is not what CRIU writes.
     #[error("read {}: not a complete image of CRIU", path.display())]
@@ -117,6 +126,28 @@ pub fn summarize(dir: &Path) -> Result<Summary, ImageError> {
         summary.connections |= entry.file_name().to_string_lossy().starts_with("tcp-stream-");
     }
     Ok(summary)
+}
+
+/// Refuses a dump in which the name of an image is anything but a file's: CRIU and runc would follow a link out of it, or wait for
+/// a fifo.
+///
+/// # Errors
+/// The first such name.
+pub fn refuse_strange(dir: &Path) -> Result<(), ImageError> {
+    let listing = |source| ImageError::Read {
+        path: dir.to_owned(),
+        source,
+    };
+    for entry in fs::read_dir(dir).map_err(listing)?.take(FILES_MAX) {
+        let entry = entry.map_err(listing)?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let is_image = name.ends_with(".img") || name == DESCRIPTORS;
+        if is_image && !entry.file_type().map_err(listing)?.is_file() {
+            return Err(ImageError::Strange { path: entry.path() });
+        }
+    }
+    Ok(())
 }
 
 fn read(path: &Path, size_max: u64) -> Result<Vec<u8>, ImageError> {
@@ -354,5 +385,24 @@ mod tests {
         std::os::unix::fs::symlink("core-1.img", dir.path().join("core-7.img")).expect("link");
         let error = summarize(dir.path()).expect_err("a link").to_string();
         assert!(error.contains("core-7.img"), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_a_file_is_no_image() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        std::fs::write(dir.path().join("core-1.img"), "").expect("write");
+        std::os::unix::fs::symlink("/dev/zero", dir.path().join("notes")).expect("a link");
+        assert!(refuse_strange(dir.path()).is_ok());
+        for name in ["pages-1.img", "descriptors.json"] {
+            let path = dir.path().join(name);
+            std::os::unix::fs::symlink("/dev/zero", &path).expect("a link");
+            assert!(
+                matches!(refuse_strange(dir.path()), Err(ImageError::Strange { .. })),
+                "{name}"
+            );
+            std::fs::remove_file(&path).expect("removed");
+        }
+        nix::unistd::mkfifo(&dir.path().join("pages-2.img"), nix::sys::stat::Mode::S_IRUSR).expect("a fifo");
+        assert!(refuse_strange(dir.path()).is_err());
     }
 }

@@ -75,6 +75,7 @@ impl Restoring {
         self.manifest = manifest::read(&self.image_path)?;
         // They are what they should be, and as many as files.
         self.manifest.parts = Vec::new();
+        images::refuse_strange(&self.image_path)?;
         self.summary = images::summarize(&self.image_path)?;
         Ok(())
     }
