@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow, Transaction, params};
 
-use super::store::StoreError;
+use super::store::{Fault, StoreError};
 use crate::file::Stamp;
 use crate::record::{Checkpoint, Record};
 
@@ -198,13 +198,15 @@ pub(super) fn salvage(connection: &Connection) -> (Vec<Row>, Vec<Kept>) {
 
 /// Writes a job as it is.
 pub(super) fn put_job(transaction: &Transaction<'_>, row: &Row) -> Result<(), StoreError> {
+    let record = serde_json::to_string(&row.record)
+        .map_err(|e| StoreError::new(Fault::Unusable, format!("{} cannot be written: {e}", row.file)))?;
     let text = format!(
         "INSERT OR REPLACE INTO jobs ({JOB_COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"
     );
     let mut statement = transaction.prepare_cached(&text)?;
     let _rows = statement.execute(params![
         row.file,
-        serde_json::to_string(&row.record).unwrap_or_default(),
+        record,
         row.stamp.map(|stamp| stamp.inode.cast_signed()),
         row.stamp.map(|stamp| stamp.changed_nano),
         row.stamp.map(|stamp| stamp.size.cast_signed()),
