@@ -152,19 +152,26 @@ pub(super) fn tidy(store: &mut Store, spools: &Spools) -> Result<(), StoreError>
     }
     // Files that stay are tried again next time, and cost a stat until then.
     let _swept = spools.live.sweep(DELETED_KEPT);
-    store.write(|db| {
+    let done_with = store.write(|db| {
         rows::drop_checkpoints(db, now.saturating_sub(MISSING_MAX))?;
+        let mut done_with = Vec::new();
         for row in rows::jobs(db)?.0 {
             if is_done_with(&row.record, row.stamp.is_some(), now) && !rows::has_checkpoints(db, &row.file)? {
-                // Only what was judged: the shim of a new container may have written there since.
-                for spool in spools.each() {
-                    let _removed = spool.remove_if(&row.file, |record| is_done_with(record, true, now));
-                }
                 rows::drop_job(db, &row.file)?;
+                done_with.push(row.file);
             }
         }
-        rows::set_chore_done(db, TIDY, now)
-    })
+        rows::set_chore_done(db, TIDY, now)?;
+        Ok(done_with)
+    })?;
+    // After the transaction, which may be tried more than once, and holds others up. A record that stays is taken in anew.
+    for file in done_with {
+        // Only what was judged: the shim of a new container may have written there since.
+        for spool in spools.each() {
+            let _removed = spool.remove_if(&file, |record| is_done_with(record, true, now));
+        }
+    }
+    Ok(())
 }
 
 /// Whether its container is gone for good, and has been for long.
