@@ -173,7 +173,7 @@ fn refuse_newer(bytes: &[u8], path: &Path, e: &io::Error) -> Result<Option<Pendi
 
 fn location(spool: &Spool, key: &Key) -> io::Result<(PathBuf, String)> {
     let name = spool::file_name(key).map_err(|e| io::Error::new(ErrorKind::InvalidInput, e))?;
-    Ok((spool.directory().join("restore"), name))
+    Ok((spool.restores(), name))
 }
 
 /// Removes what was read, and not what another asker has put there since.

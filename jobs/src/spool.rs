@@ -229,6 +229,7 @@ impl Spool {
         if let Some(SpoolError::Read(ReadError::Io(e))) = stopped {
             return Err(e);
         }
+        self.sweep_restores(now)?;
         for (name, metadata) in files {
             let modified = metadata.modified()?;
             let age = now.duration_since(modified).unwrap_or_default();
@@ -252,6 +253,25 @@ impl Spool {
             }
         }
         Ok(removed)
+    }
+
+    /// Pending restores belong to their askers; what a killed shim or asker was taking or writing belongs to nobody.
+    fn sweep_restores(&self, now: SystemTime) -> io::Result<()> {
+        let restores = Self {
+            directory: self.restores(),
+        };
+        for (name, metadata) in restores.list(true).files {
+            let age = now.duration_since(metadata.modified()?).unwrap_or_default();
+            if file::is_temporary(&name) && age > TEMPORARY_AGE_MAX {
+                remove_if_there(&restores.directory.join(&name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where pending restores are.
+    pub(crate) fn restores(&self) -> PathBuf {
+        self.directory.join("restore")
     }
 
     fn remove_if_sweepable(&self, name: &str) -> io::Result<bool> {

@@ -281,3 +281,23 @@ fn a_directory_that_cannot_be_made_is_an_error() {
     assert_eq!(spool.read_all().problems.len(), 1);
     assert!(spool.sweep(0).is_err());
 }
+
+#[test]
+fn what_a_killed_shim_left_of_a_restore_is_swept_by_age() {
+    let (_directory, spool) = spool();
+    std::fs::create_dir_all(spool.restores()).unwrap();
+    let old = SystemTime::now() - TEMPORARY_AGE_MAX * 2;
+    for (name, is_old) in [
+        (".old.json.1.0", true),
+        (".new.json.1.0", false),
+        ("old.json", true),
+    ] {
+        let file = std::fs::File::create(spool.restores().join(name)).unwrap();
+        if is_old {
+            file.set_modified(old).unwrap();
+        }
+    }
+    let _removed = spool.sweep(DELETED_KEPT).unwrap();
+    let left = |name: &str| spool.restores().join(name).exists();
+    assert!(!left(".old.json.1.0") && left(".new.json.1.0") && left("old.json"));
+}
