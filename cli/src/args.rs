@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
@@ -80,6 +81,20 @@ pub enum Verb {
     Version(version::Args),
 }
 
+/// `cedana dump job web`, if somebody typed `cedana dump web`.
+pub fn meant(error: &clap::Error, words: impl Iterator<Item = String>) -> Option<String> {
+    let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidSubcommand) else {
+        return None;
+    };
+    // clap has a better idea of what was mistyped.
+    if error.get(ContextKind::SuggestedSubcommand).is_some() {
+        return None;
+    }
+    let before: Vec<String> = words.skip(1).take_while(|word| word != name).collect();
+    let verb = before.iter().find(|word| !word.starts_with('-'))?;
+    matches!(verb.as_str(), "dump" | "restore").then(|| format!("cedana {verb} job {name}"))
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -89,5 +104,23 @@ mod tests {
     #[test]
     fn the_tree_of_verbs_is_sound() {
         Cedana::command().debug_assert();
+    }
+
+    #[test]
+    fn a_job_that_stands_for_the_word_job_is_understood() {
+        for (line, expected) in [
+            (&["cedana", "dump", "web"][..], Some("cedana dump job web")),
+            (
+                &["cedana", "--json", "restore", "web"],
+                Some("cedana restore job web"),
+            ),
+            (&["cedana", "dump", "jo"], None),
+            (&["cedana", "rescue", "web"], None),
+            (&["cedana", "run", "web"], None),
+        ] {
+            let error = Cedana::try_parse_from(line).expect_err("an error");
+            let words = line.iter().map(|&word| word.to_owned());
+            assert_eq!(meant(&error, words).as_deref(), expected, "{line:?}");
+        }
     }
 }

@@ -34,7 +34,10 @@ fn main() -> ExitCode {
     CompleteEnv::with_factory(args::Cedana::command)
         .var(commands::completion::ASKED_BY)
         .complete();
-    let cedana = args::Cedana::parse();
+    let cedana = match args::Cedana::try_parse() {
+        Ok(cedana) => cedana,
+        Err(error) => return refused(&error),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let done = match runtime {
         Ok(runtime) => runtime.block_on(commands::run(cedana)),
@@ -47,4 +50,14 @@ fn main() -> ExitCode {
             ExitCode::from(error.kind.code())
         }
     }
+}
+
+/// Says what is wrong with the command line, or the help that was asked for.
+fn refused(error: &clap::Error) -> ExitCode {
+    // Without a standard error there is still the exit code.
+    let _unheard = error.print();
+    if let Some(meant) = args::meant(error, std::env::args()) {
+        output::note(&format!("a job is meant? {meant}"));
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
