@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::checkpoint::remove::remove;
 use super::checkpoint::{long, target};
-use super::dump::pack::parse_form;
+use super::dump::pack::forms;
 use crate::context::Context;
 use crate::error::{Error, Kind};
 use crate::output;
@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(value_name = "ID|PATH", value_hint = clap::ValueHint::AnyPath)]
     pub checkpoint: String,
     /// The form: none (a directory), tar, gzip, lz4, zlib, zstd
-    #[arg(long, value_name = "FORM", value_parser = parse_form)]
+    #[arg(long, value_name = "FORM", value_parser = forms(), hide_possible_values = true)]
     pub to: Form,
     /// Where it goes; beside the checkpoint, by the same name, unless given
     #[arg(short, long, value_name = "PATH", value_hint = clap::ValueHint::AnyPath)]

@@ -19,7 +19,7 @@ pub struct Flags {
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
     /// Make one file of it: none, tar, gzip, lz4, zlib, zstd [default: none, or as configured]
-    #[arg(long, value_name = "FORM", value_parser = pack::parse_form)]
+    #[arg(long, value_name = "FORM", value_parser = pack::forms(), hide_possible_values = true)]
     pub compression: Option<Form>,
     /// The container goes on afterwards
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use config::Compression;
 use oci_bundles::archive::{self, ArchiveError, Form, Step};
 
@@ -15,15 +16,18 @@ use crate::error::{Error, Kind};
 use crate::interrupt::interrupted;
 use crate::output::progress::Progress;
 
-/// The form of a word, for the command line.
-///
-/// # Errors
-/// There is no such form.
-pub fn parse_form(word: &str) -> Result<Form, String> {
-    Form::parse(word).ok_or_else(|| {
-        let words: Vec<&str> = Form::ALL.into_iter().map(Form::word).collect();
-        format!("it is none of {}", words.join(", "))
-    })
+/// The form of a word, for the command line and for a shell that completes it.
+pub fn forms() -> impl TypedValueParser<Value = Form> {
+    let values = Form::ALL.into_iter().map(|form| {
+        let value = PossibleValue::new(form.word());
+        match form {
+            Form::Gzip => value.alias("gz"),
+            Form::Zstd => value.alias("zst"),
+            _ => value,
+        }
+    });
+    PossibleValuesParser::new(values)
+        .try_map(|word| Form::parse(&word).ok_or_else(|| format!("{word} is no form")))
 }
 
 /// What the configuration says.
