@@ -13,7 +13,7 @@ const LOG_DIR: &str = "/var/log/cedana";
 /// container holds, and is to be there after a reboot.
 const CHECKPOINT_DIR: &str = "/var/lib/cedana/checkpoints";
 
-/// The registry; the shims' spool is beside it.
+/// The registry. The shims publish in /run/cedana/jobs.d for this one, and beside it for any other: `jobs::spool` knows it, too.
 const DB_PATH: &str = "/var/lib/cedana/jobs.db";
 
 /// Everything that can be set, resolved once for a container.
