@@ -350,4 +350,12 @@ mod tests {
         assert_eq!(entry.record().init.pid, 1);
         assert!(entry.places.is_none());
     }
+
+    #[test]
+    fn the_usual_database_has_its_live_records_in_memory() {
+        let usual = config::Settings::default().db.path.unwrap_or_default();
+        let live = Spool::live(&usual);
+        assert_ne!(live.directory(), Spool::beside(&usual).directory());
+        assert!(live.directory().starts_with("/run"));
+    }
 }
