@@ -72,11 +72,11 @@ fn main() -> Result<()> {
     for (number, page) in memory.chunks_mut(PAGE_WORDS).enumerate() {
         content.fill(number as u64, page);
     }
-    let gap = tick();
+    let ticks = Ticks::start();
     println!("ready");
     for (number, line) in (1_u64..).zip(std::io::stdin().lock().lines()) {
         match line?.trim() {
-            "gap" => println!("gap {number} {}", gap.swap(0, Ordering::Relaxed)),
+            "gap" => println!("gap {number} {}", ticks.gap()),
             _ => match check(memory, content) {
                 Ok(()) => println!("ok {number}"),
                 Err(error) => println!("bad: {error:#}"),
@@ -86,21 +86,42 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Starts to tick; what is returned holds the largest gap in microseconds.
-fn tick() -> Arc<AtomicU64> {
-    let largest = Arc::new(AtomicU64::new(0));
-    let kept = Arc::clone(&largest);
-    let _thread = std::thread::spawn(move || {
+/// A thread that ticks.
+#[derive(Clone, Default)]
+struct Ticks {
+    count: Arc<AtomicU64>,
+    /// In microseconds.
+    largest: Arc<AtomicU64>,
+}
+
+impl Ticks {
+    fn start() -> Self {
+        let ticks = Self::default();
+        let own = ticks.clone();
+        let _thread = std::thread::spawn(move || own.run());
+        ticks
+    }
+
+    fn run(&self) {
         let mut last = Instant::now();
         loop {
             std::thread::sleep(TICK);
             let now = Instant::now();
             let gap = u64::try_from((now - last).as_micros()).unwrap_or(u64::MAX);
-            let _before = kept.fetch_max(gap, Ordering::Relaxed);
+            let _before = self.largest.fetch_max(gap, Ordering::SeqCst);
+            let _before = self.count.fetch_add(1, Ordering::SeqCst);
             last = now;
         }
-    });
-    largest
+    }
+
+    /// The largest gap since the last call. Waits for a tick: whoever asks may be awake before the thread that stood still as long.
+    fn gap(&self) -> u64 {
+        let count = self.count.load(Ordering::SeqCst);
+        while self.count.load(Ordering::SeqCst) == count {
+            std::thread::sleep(TICK);
+        }
+        self.largest.swap(0, Ordering::SeqCst)
+    }
 }
 
 fn check(memory: &[u64], content: Content) -> Result<()> {
