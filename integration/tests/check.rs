@@ -354,10 +354,10 @@ fn what_was_restored_can_be_dumped_again() -> Result<()> {
     let counter = Counter::run(&host, "c")?;
     let cedana = Cedana::on(&host);
     let job = counter.job();
-    cedana.dump(&[&job])?;
-    cedana.restore(&[&job])?;
+    let _path = cedana.dump(&[&job])?;
+    let _pid = cedana.restore(&[&job])?;
     let (exit, found) = report(&host)?;
     ensure!(found.can_dump && exit == 0, "{exit}: {found:?}");
-    cedana.dump(&[&job, "--leave-running"])?;
+    let _path = cedana.dump(&[&job, "--leave-running"])?;
     counter.kill_and_delete()
 }
