@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::thread;
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
 use super::{CaptureError, Part};
 
 /// The unit in which zeros are left out: a file system's block, and a page.
@@ -18,6 +20,9 @@ static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
 /// Written between two flushes: large enough that the disk is asked for much at a time.
 const PIECE: usize = 32 << 20;
+
+/// Pieces that wait for their flush; past that the writing waits, which it does for the disk anyway.
+const PIECES_WAITING_MAX: usize = 4;
 
 /// What the files are called until they are complete; the fifos have their names.
 const UNFINISHED: &str = "unfinished";
@@ -115,21 +120,28 @@ impl Growing {
             let digesting = thread::Builder::new().spawn_scoped(scope, move || {
                 let _ = digest.update(bytes);
             })?;
-            // One is waiting, at most: the next flush takes all of what has been written meanwhile.
-            let (written, to_flush) = sync_channel(1);
-            // Its errors count: the kernel tells of each only once.
-            let flushing = thread::Builder::new()
-                .spawn_scoped(scope, move || to_flush.iter().try_for_each(|()| file.sync_data()))?;
+            let (written, to_flush) = sync_channel(PIECES_WAITING_MAX);
+            let flushing = thread::Builder::new().spawn_scoped(scope, move || {
+                to_flush.iter().for_each(|start| begin_flush(file, start))
+            })?;
             for piece in bytes.chunks(PIECE) {
                 write_sparse(file, *length, piece)?;
+                let _ = written.send(*length);
                 *length += piece.len() as u64;
-                let _ = written.try_send(());
             }
             drop(written);
             let gone = |_| io::Error::other("a thread panicked");
             digesting.join().map_err(gone)?;
-            flushing.join().map_err(gone)?
+            flushing.join().map_err(gone)
         })
+    }
+}
+
+/// Has the kernel begin to bring a piece to the disk: told that nobody needs what was just written, it writes it out, and keeps what is not
+/// out yet. A sync would wait each time for the journal, with what others have in it. Best effort: the sync at the end counts.
+fn begin_flush(file: &File, start: u64) {
+    if let (Ok(start), Ok(length)) = (start.try_into(), PIECE.try_into()) {
+        let _ = posix_fadvise(file, start, length, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
     }
 }
 
