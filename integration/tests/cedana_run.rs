@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration::cedana::{Cedana, code};
@@ -254,6 +254,78 @@ fn a_container_of_containerd_s_own_shim_is_managed_dumped_and_restored_under_our
     counter.goes_on()?;
     ensure!(dumped.eq(&dumped), "the first checkpoint stays a file");
     Ok(())
+}
+
+/// Whoever traces a process.
+fn tracer(pid: u32) -> Option<Pid> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
+    let tracer = tracer.trim().parse().ok()?;
+    (tracer != 0).then_some(Pid::from_raw(tracer))
+}
+
+#[test]
+fn a_container_of_containerd_s_own_shim_is_not_lost_with_containerd() -> Result<()> {
+    need!(OurShim, "restores under our shim");
+    need!(Criu, "dumps");
+    lose_containerd(false)?;
+    lose_containerd(true)
+}
+
+/// containerd is killed in the middle of a dump, or at its end, when CRIU has written all and is about to end the container.
+/// Either it goes on, and nothing is left of the dump, or its images are there.
+fn lose_containerd(at_the_end: bool) -> Result<()> {
+    let mut host = Host::with_own_containerd()?.forgiving_sockets();
+    host.load_image()?;
+    let cedana = Cedana::on(&host);
+    let counter = Counter::run_with(&host, "lost", THEIR_RUNTIME, &[])?;
+    let (init, into) = (counter.pid()?, dir(&host)?);
+    let namespace = host.namespace().to_owned();
+    let dump = [
+        "dump",
+        "containerd",
+        "lost",
+        "--namespace",
+        &namespace,
+        "--dir",
+        &into,
+    ];
+    let waiting = Waiting::start(&cedana, &dump)?;
+    eventually("CRIU holds the container", SHORT, || tracer(init).is_some())?;
+    if at_the_end {
+        let inventory = || -> Option<bool> {
+            let partial = fs::read_dir(&into).ok()?.next()?.ok()?;
+            Some(partial.path().join("inventory.img").is_file())
+        };
+        let end = Instant::now() + SHORT;
+        // Without a pause: the moment is short.
+        while inventory() != Some(true) {
+            ensure!(Instant::now() < end, "CRIU writes no inventory");
+        }
+        host.daemon()?.kill()?;
+    } else {
+        let criu = tracer(init).context("CRIU holds it no more")?;
+        kill(criu, Signal::SIGSTOP)?;
+        host.daemon()?.kill()?;
+        kill(criu, Signal::SIGCONT)?;
+    }
+    let (code, _, stderr) = waiting.end()?;
+    assert_eq!(code, Some(6), "{stderr}");
+    eventually("CRIU lets go", SHORT, || tracer(init).is_none())?;
+    let kept = fs::read_dir(&into)?.next().transpose()?;
+    let stat = fs::read_to_string(format!("/proc/{init}/stat")).unwrap_or_default();
+    let lives = stat
+        .rsplit_once(") ")
+        .is_some_and(|(_, state)| !state.starts_with('Z'));
+    host.daemon()?.restart()?;
+    if lives {
+        ensure!(kept.is_none(), "it goes on, and {kept:?} is left: {stderr}");
+        return counter.goes_on();
+    }
+    let kept = kept.context("its images, the only copy of it")?.path();
+    ensure!(stderr.contains(&kept.display().to_string()), "{stderr}");
+    cedana.restore(&["lost", "--path", &kept.display().to_string()])?;
+    counter.goes_on()
 }
 
 #[test]

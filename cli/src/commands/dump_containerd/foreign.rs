@@ -20,7 +20,7 @@ use crate::interrupt::interrupted;
 use crate::output;
 
 /// CRIU's log of a dump, in its work directory.
-const LOG: &str = "dump.log";
+pub(super) const LOG: &str = "dump.log";
 
 /// The manifest's schema that is written here: no parts are listed, which the first one says best.
 const SCHEMA: u32 = 1;
@@ -201,7 +201,7 @@ fn explained(error: Error, log: &Path, key: &Key, logs: &Path) -> Error {
     }
 }
 
-fn end_of(log: &Path) -> io::Result<String> {
+pub(super) fn end_of(log: &Path) -> io::Result<String> {
     use std::io::{Read, Seek, SeekFrom};
     let mut file = File::open(log)?;
     let length = file.metadata()?.len();

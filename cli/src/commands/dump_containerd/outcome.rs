@@ -10,6 +10,8 @@ use jobs::record::Process;
 use oci_bundles::checkpoint::INVENTORY;
 use tokio::time::{Instant, sleep};
 
+use super::foreign::{LOG, end_of};
+
 /// How long CRIU is waited for that dumps on though nobody listens.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -25,12 +27,13 @@ pub fn has_inventory(images: &Path) -> bool {
 }
 
 /// Whether the container goes on for sure, so that the images are not needed. CRIU traces the processes for as long as it
-/// dumps. Without a directory it cannot write its inventory, and lets them go on.
+/// dumps. Without a directory it cannot write its inventory, and lets them go on; with one it does if it says that it failed,
+/// which it does after it has let go.
 pub async fn goes_on(init: &Process, images: &Path) -> bool {
     let end = Instant::now() + LIMIT;
     while liveness::is_alive(init) {
-        if !is_traced(init.pid) {
-            return !has_inventory(images);
+        if !is_traced(init.pid) && (!has_inventory(images) || has_failed(images)) {
+            return true;
         }
         if Instant::now() > end {
             return false;
@@ -38,6 +41,11 @@ pub async fn goes_on(init: &Process, images: &Path) -> bool {
         sleep(LOOK).await;
     }
     false
+}
+
+/// Whether CRIU's log ends with its giving up.
+fn has_failed(images: &Path) -> bool {
+    end_of(&images.join(LOG)).is_ok_and(|log| log.contains("Dumping FAILED"))
 }
 
 fn is_traced(pid: i32) -> bool {
@@ -84,6 +92,13 @@ mod tests {
         assert!(goes_on(&own, dir.path()).await);
         assert!(!goes_on(&gone, dir.path()).await);
         std::fs::write(dir.path().join(INVENTORY), "").expect("a file");
-        assert!(!goes_on(&own, dir.path()).await, "it may be about to die");
+        let waited = tokio::time::timeout(LOOK * 5, goes_on(&own, dir.path())).await;
+        assert!(!waited.unwrap_or(false), "it may be about to die");
+        std::fs::write(
+            dir.path().join(LOG),
+            "(0.3) Error (criu/cr-dump.c:1975): Dumping FAILED.\n",
+        )
+        .expect("a file");
+        assert!(goes_on(&own, dir.path()).await, "CRIU has let it go");
     }
 }
