@@ -324,7 +324,7 @@ fn lose_containerd(at_the_end: bool) -> Result<()> {
     }
     let kept = kept.context("its images, the only copy of it")?.path();
     ensure!(stderr.contains(&kept.display().to_string()), "{stderr}");
-    cedana.restore(&["lost", "--path", &kept.display().to_string()])?;
+    cedana.restore(&[&counter.job(), "--path", &kept.display().to_string()])?;
     counter.goes_on()
 }
 
