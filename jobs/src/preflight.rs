@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn the_worst_is_shown_first() {
-        let mut findings = vec![
+        let mut findings = [
             finding(Severity::Note, "a", 1),
             finding(Severity::Blocks, "b", 2),
             finding(Severity::Blocks, "b", 1),

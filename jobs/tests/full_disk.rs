@@ -1,5 +1,8 @@
 //! A file system without room, and one that cannot be written. As root only: they are mounted for it, where nobody else sees it.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed, in its helpers too")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on has failed, in its helpers too"
+)]
 
 use std::io::{ErrorKind, Write};
 use std::path::Path;

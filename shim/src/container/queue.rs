@@ -53,7 +53,10 @@ pub(super) fn own(facts: Arc<Facts>, init: Init, stdio: StdioRequest, entry: Ent
     if pid > 0 {
         owner.watch_init();
     }
-    let filling = owner.restored.as_ref().and_then(|restored| restored.filling.clone());
+    let filling = owner
+        .restored
+        .as_ref()
+        .and_then(|restored| restored.filling.clone());
     owner.follow_filling(filling);
     drop(tokio::spawn(owner.run(inbox)));
     Container {

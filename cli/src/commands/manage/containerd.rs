@@ -137,7 +137,11 @@ pub async fn adopt(
     }
     let gone = || Error::not_found(format!("container {} is gone meanwhile", key.id));
     let container = engine.container(&key.id).await?.ok_or_else(gone)?;
-    if container.labels.get(KUBERNETES_LABEL).is_some_and(|kind| kind == "sandbox") {
+    if container
+        .labels
+        .get(KUBERNETES_LABEL)
+        .is_some_and(|kind| kind == "sandbox")
+    {
         return Err(sandbox(&key.id));
     }
     let adopted = Adopted {
