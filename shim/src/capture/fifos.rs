@@ -1,12 +1,12 @@
 //! The fifos that CRIU takes for its files of pages.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, PipeReader, PipeWriter};
+use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, splice};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc::O_NONBLOCK;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::stat::Mode;
@@ -16,15 +16,8 @@ use super::CaptureError;
 use super::files::Files;
 use super::memory::Memory;
 
-/// What a fifo holds while nobody reads, if the kernel has a table for that many pages in one piece (640 KiB). It holds pages of the
-/// application and not copies: CRIU goes on to the next 16 MiB, as many as it takes at a time, while those before are still copied.
-const CAPACITY_MAX: i32 = 64 << 20;
-
-/// What the kernel gives to anybody.
-const CAPACITY_MIN: i32 = 1 << 20;
-
-/// Taken from a fifo at a time: what the pipe behind it holds.
-const PASSED_BYTES_MAX: usize = 1 << 20;
+/// What a fifo holds while nobody reads. The more, the less CRIU waits; the kernel gives no more than this by default.
+const CAPACITY: i32 = 1 << 20;
 
 /// Fifos that are enlarged before CRIU comes. The biggest process is often among the first; a later one is enlarged as it is met.
 const ENLARGED: usize = 8;
@@ -65,7 +58,6 @@ enum State {
 #[derive(Debug)]
 pub(super) struct Fifos {
     epoll: Epoll,
-    passage: Passage,
     fifos: Vec<Fifo>,
     heard: Vec<EpollEvent>,
 }
@@ -89,10 +81,8 @@ impl Fifos {
             let state = State::Unused;
             fifos.push(Fifo { file, path, state });
         }
-        let passage = Passage::make().map_err(failed("a pipe"))?;
         Ok(Self {
             epoll,
-            passage,
             fifos,
             heard: Vec::new(),
         })
@@ -146,9 +136,9 @@ impl Fifos {
             return Ok(());
         };
         loop {
-            match self.passage.enter(&fifo.file) {
+            match memory.read(index, &mut fifo.file, files)? {
                 Ok(0) => break,
-                Ok(length) => memory.read(index, &mut self.passage.exit, length, files)?,
+                Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(CaptureError::new("read", fifo.path.display().to_string())(error)),
@@ -212,30 +202,6 @@ impl Fifos {
     }
 }
 
-/// A pipe between a fifo and memory. Whoever reads a fifo keeps it from its writer for as long as that takes, which is all of the copying;
-/// to move what is in it to another pipe takes next to nothing.
-#[derive(Debug)]
-struct Passage {
-    entry: PipeWriter,
-    exit: PipeReader,
-}
-
-impl Passage {
-    fn make() -> io::Result<Self> {
-        let (exit, entry) = io::pipe()?;
-        // A smaller one is passed more often.
-        let _ = fcntl(&entry, FcntlArg::F_SETPIPE_SZ(CAPACITY_MIN));
-        Ok(Self { entry, exit })
-    }
-
-    /// Moves what a fifo has, and no more than there is room for; all of what came before has been read. Returns how much it is, and zero at
-    /// the end.
-    fn enter(&self, fifo: &File) -> io::Result<usize> {
-        let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
-        Ok(splice(fifo, None, &self.entry, None, PASSED_BYTES_MAX, flags)?)
-    }
-}
-
 fn listen_to(epoll: &Epoll, fd: &impl AsFd, id: u64) -> io::Result<()> {
     let event = EpollEvent::new(EpollFlags::EPOLLIN, id);
     epoll.add(fd, event).map_err(io::Error::from)
@@ -249,8 +215,5 @@ fn open(path: &Path) -> io::Result<File> {
 
 /// Best effort: a smaller one makes CRIU wait more often.
 fn enlarge(fifo: &File) {
-    let mut capacity = CAPACITY_MAX;
-    while capacity >= CAPACITY_MIN && fcntl(fifo, FcntlArg::F_SETPIPE_SZ(capacity)).is_err() {
-        capacity /= 4;
-    }
+    let _ = fcntl(fifo, FcntlArg::F_SETPIPE_SZ(CAPACITY));
 }

@@ -1,9 +1,8 @@
 //! Where pages are held between CRIU and the disk: one piece of memory, filled from its beginning.
 
+use std::fs::File;
 use std::io::{self, Read};
-use std::num::NonZero;
 use std::ops::Range;
-use std::thread;
 
 use memmap2::{Advice, MmapMut};
 
@@ -13,11 +12,8 @@ use super::files::Files;
 /// The least that is worth having: below this CRIU might as well write files.
 const BYTES_MIN: u64 = 4 << 20;
 
-/// More processors than this do not make the kernel any faster at finding memory.
-const THREADS_MAX: usize = 4;
-
-/// A large page: two threads that touch the same one wait for each other.
-const SHARE_ALIGNMENT: usize = 2 << 20;
+/// One `read` takes no more than a fifo can hold, 1 MiB as a rule.
+const READ_BYTES_MAX: usize = 1 << 20;
 
 /// Pages as they came: each run belongs to one file, and the runs of a file follow one another in it.
 #[derive(Debug)]
@@ -35,7 +31,7 @@ impl Memory {
         let space = MmapMut::map_anon(bytes)?;
         // Neither is needed: without the first it takes longer (4 KiB at a time), without the second it takes it later.
         let _ = space.advise(Advice::HugePage);
-        touch(&space);
+        let _ = space.advise(Advice::PopulateWrite);
         Ok(Self {
             space,
             filled: 0,
@@ -44,29 +40,23 @@ impl Memory {
         })
     }
 
-    /// Reads this much, which is there to be read, for the file of this index; whenever there is no room left, everything is
-    /// written out first.
+    /// Reads once from a fifo; if there is no room left, everything is written out first. Returns what `read` does.
     pub(super) fn read(
         &mut self,
         index: usize,
-        source: &mut impl Read,
-        length: usize,
+        fifo: &mut File,
         files: &mut Files,
-    ) -> Result<(), CaptureError> {
-        let mut left = length;
-        while left > 0 {
-            if self.filled == self.space.len() {
-                self.write_to(files)?;
-            }
-            let end = self.space.len().min(self.filled + left);
-            let room = self.space.get_mut(self.filled..end).unwrap_or_default();
-            let taken = room.len();
-            let read = source.read_exact(room);
-            read.map_err(CaptureError::new("read", "pages on their way"))?;
-            self.note(index, taken);
-            left -= taken;
+    ) -> Result<io::Result<usize>, CaptureError> {
+        if self.filled == self.space.len() {
+            self.write_to(files)?;
         }
-        Ok(())
+        let end = self.space.len().min(self.filled + READ_BYTES_MAX);
+        let room = self.space.get_mut(self.filled..end).unwrap_or_default();
+        let read = fifo.read(room);
+        if let Ok(length @ 1..) = read {
+            self.note(index, length);
+        }
+        Ok(read)
     }
 
     fn note(&mut self, index: usize, length: usize) {
@@ -91,47 +81,5 @@ impl Memory {
         }
         self.filled = 0;
         Ok(())
-    }
-}
-
-/// All processors together: where the memory of a virtual machine comes from its host, one takes up to two seconds a GiB.
-fn touch(space: &MmapMut) {
-    let threads = thread::available_parallelism()
-        .map_or(1, NonZero::get)
-        .min(THREADS_MAX);
-    let share = space.len().div_ceil(threads).next_multiple_of(SHARE_ALIGNMENT);
-    thread::scope(|scope| {
-        for start in (0..space.len()).step_by(share) {
-            let length = share.min(space.len() - start);
-            // A thread that cannot be had leaves its part to be met later.
-            let _ = thread::Builder::new().spawn_scoped(scope, move || {
-                space.advise_range(Advice::PopulateWrite, start, length)
-            });
-        }
-    });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_does_not_fit_goes_to_its_file() {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let mut files = Files::new(directory.path().to_owned());
-        let mut memory = Memory::take(1).expect("memory");
-        let piece: Vec<u8> = (0..BYTES_MIN - 5).map(|at| (at % 251) as u8).collect();
-        for index in [0, 1, 0] {
-            let read = memory.read(index, &mut piece.as_slice(), piece.len(), &mut files);
-            read.expect("read");
-        }
-        assert_eq!(memory.taken_in(), 3 * piece.len() as u64);
-        memory.write_to(&mut files).expect("written");
-        let names = [(0, "first".to_owned()), (1, "second".to_owned())];
-        let _parts = files.finish(&names).expect("finished");
-        for (name, expected) in [("first", [piece.as_slice(), &piece].concat()), ("second", piece)] {
-            let written = std::fs::read(directory.path().join(name)).expect("there");
-            assert!(written == expected, "{name} has other bytes, or not as many");
-        }
     }
 }
