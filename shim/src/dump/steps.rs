@@ -173,7 +173,7 @@ impl<'j> Dumping<'j> {
                 Err(CgroupError::Unsupported(why)) => {
                     tracing::warn!(id = self.job.id, why, "dumping without a freezer");
                     self.froze = false;
-                    return Ok(());
+                    return self.do_without_capture().await;
                 }
                 result => result?,
             }
@@ -202,6 +202,20 @@ impl<'j> Dumping<'j> {
              resume it, pause it again and repeat the dump"
                 .to_owned(),
         ))
+    }
+
+    /// Without a freezer CRIU alone holds the tasks: it lets them go while pages of theirs may still be in a fifo, unread.
+    async fn do_without_capture(&mut self) -> Result<(), DumpCause> {
+        if self.capture.take().is_none() {
+            return Ok(());
+        }
+        let staging = self.staging.clone();
+        let anew = move || {
+            // Its fifos have no reader any more.
+            remove_tree(&staging)?;
+            fs::create_dir(&staging).map_err(DumpCause::files("make", &staging))
+        };
+        beside(&self.staging, anew).await
     }
 
     pub(super) fn look_at_connections(&mut self) -> Result<(), DumpCause> {
