@@ -34,6 +34,9 @@ const ANSWER: &str = "hold-answer";
 
 const YES: u8 = b'y';
 
+/// CRIU before 4.2 reads its configuration twice, and runs the script as often. Each of them takes one byte.
+const ASKERS_MAX: usize = 16;
+
 /// The dump's end of the fifos. Dropped, it answers no.
 #[derive(Debug)]
 pub(super) struct Hold {
@@ -81,7 +84,7 @@ impl Hold {
 
     /// Lets CRIU end the container. The answer is there as long as this is.
     pub(super) fn agree(&mut self) -> io::Result<()> {
-        self.answer.write_all(&[YES])
+        self.answer.write_all(&[YES; ASKERS_MAX])
     }
 }
 
@@ -165,6 +168,7 @@ mod tests {
         };
         let (asked, ()) = tokio::join!(ask_beside(place), answered);
         asked.expect("yes");
+        ask_beside(place).await.expect("yes, whoever asks again");
         drop(hold);
 
         let mut hold = Hold::new(place).expect("fifos");
