@@ -23,10 +23,12 @@
 pub mod record;
 
 pub mod file;
+pub mod id;
 pub mod liveness;
 pub mod pending;
 pub mod preflight;
 pub mod spool;
+pub mod time;
 
 pub mod wire;
 

@@ -22,7 +22,6 @@ mod warning;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 pub use find::FindError;
 pub use job::{EngineKind, Job, Saved};
@@ -33,6 +32,7 @@ use nix::fcntl::Flock;
 use crate::liveness;
 use crate::record::{Checkpoint, Key, Process, Record, SCHEMA, Shim, Status, Stdio};
 use crate::spool::{self, Spool, SpoolError};
+use crate::time;
 use intake::Spools;
 use opening::Identity;
 use rows::{Kept, Row};
@@ -284,7 +284,7 @@ impl Registry {
     /// [`RegistryError::Name`], [`RegistryError::NotKept`], [`RegistryError::Broken`].
     pub fn adopt(&mut self, adopted: &Adopted) -> Result<(), RegistryError> {
         let file = spool::file_name(&adopted.key)?;
-        let now = now_ms();
+        let now = time::now();
         let record = Record {
             name: adopted.name.clone(),
             bundle: adopted.bundle.clone(),
@@ -371,7 +371,7 @@ impl Registry {
     pub fn rebuild_from(&mut self, found: &[OnDisk]) -> Result<usize, RegistryError> {
         self.patiently(|store| {
             store.write(|db| {
-                rows::set_chore_done(db, REBUILD, now_ms() / 1000)?;
+                rows::set_chore_done(db, REBUILD, time::now() / 1000)?;
                 intake::take_found(db, found)
             })
         })
@@ -391,7 +391,7 @@ impl Registry {
 
     /// The checkpoints that are there, by the file of their job. Notes those that are gone, or are there again.
     fn existing(&mut self, kept: Vec<Kept>) -> HashMap<String, Vec<Checkpoint>> {
-        let now = now_ms() / 1000;
+        let now = time::now() / 1000;
         let mut changed: Vec<(String, u64)> = Vec::new();
         let mut existing: HashMap<String, Vec<Checkpoint>> = HashMap::new();
         for Kept {
@@ -500,11 +500,6 @@ fn bare_record(key: &Key) -> Record {
         last: None,
         restored_from: None,
     }
-}
-
-fn now_ms() -> u64 {
-    let elapsed = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

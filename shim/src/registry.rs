@@ -11,15 +11,15 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use jobs::liveness;
 use jobs::pending::{self, Pending, TakeError};
 use jobs::record::{
     self, Act, CHECKPOINTS_MAX, Checkpoint, Exit, Key, NAME_ANNOTATION, Origin, Process, Record, SCHEMA,
     Stdio, is_name,
 };
-use jobs::spool::Spool;
+use jobs::spool::{DELETED_KEPT, Spool};
+use jobs::time::now;
+use jobs::{id, liveness};
 use oci_bundles::spec::SpecView;
 
 use crate::error::{Result, internal};
@@ -28,9 +28,6 @@ use crate::stdio::StdioRequest;
 /// What Kubernetes' runtimes say of a container, and of a pod's pause container.
 const CRI_KIND: &str = "io.kubernetes.cri.container-type";
 const CRI_IMAGE: &str = "io.kubernetes.cri.image-name";
-
-/// Entries of ended containers that are kept for `cedana ps --all`.
-const ENDED_MAX: usize = 1000;
 
 /// One shim in this many looks for entries nobody needs any more. They are small, and looking costs a millisecond.
 const SWEEPERS: u32 = 16;
@@ -147,7 +144,7 @@ impl Registry {
         if !std::process::id().is_multiple_of(SWEEPERS) {
             return;
         }
-        if let Some(Err(error)) = self.live.get().map(|live| live.sweep(ENDED_MAX)) {
+        if let Some(Err(error)) = self.live.get().map(|live| live.sweep(DELETED_KEPT)) {
             tracing::debug!(%error, "the registry cannot be swept");
         }
     }
@@ -207,7 +204,7 @@ impl Entry {
         Origin {
             key: self.record.key.clone(),
             name: self.record.name.clone(),
-            checkpoint: new_id(),
+            checkpoint: id::random().unwrap_or_default(),
             at: now(),
             left_running: false,
         }
@@ -286,16 +283,6 @@ impl Entry {
     }
 }
 
-/// A point in time as records have it.
-pub fn millis(at: SystemTime) -> u64 {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn now() -> u64 {
-    millis(SystemTime::now())
-}
-
 fn stdio(request: &StdioRequest) -> Stdio {
     // The environment of a logging binary may hold its credentials.
     let plain = |uri: &String| match uri.contains("?env.") || uri.contains("&env.") {
@@ -308,13 +295,6 @@ fn stdio(request: &StdioRequest) -> Stdio {
         stderr: plain(&request.stderr),
         terminal: request.terminal,
     }
-}
-
-/// A random UUID, from the kernel.
-fn new_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/uuid")
-        .map(|id| id.trim().to_owned())
-        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ fn text(rows: &[Row<'_>], colours: bool) -> String {
     if rows.is_empty() {
         return "No jobs found\n".to_owned();
     }
-    let table = row::table(rows, output::time::now()).text(colours);
+    let table = row::table(rows, jobs::time::now()).text(colours);
     // Who reads it in a pipe wants rows.
     if colours {
         format!("{table}\n{HINTS}")

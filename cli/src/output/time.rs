@@ -1,21 +1,11 @@
 //! Times as people read them.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 const MINUTE: u64 = 60;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 const WEEK: u64 = 7 * DAY;
 const MONTH: u64 = 30 * DAY;
 const YEAR: u64 = 365 * DAY;
-
-/// Milliseconds since 1970.
-pub fn now() -> u64 {
-    // A clock before 1970 shows every checkpoint as made just now.
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-}
 
 /// How long ago that was: `3 seconds ago`. Both in milliseconds since 1970; what lies ahead is `now`.
 pub fn relative(at: u64, now: u64) -> String {

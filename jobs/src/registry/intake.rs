@@ -7,11 +7,12 @@ use rusqlite::Transaction;
 
 use super::rows::{self, Kept, Row};
 use super::store::{Store, StoreError};
-use super::{OnDisk, bare_record, now_ms, unpublished};
+use super::{OnDisk, bare_record, unpublished};
 use crate::file::Stamp;
 use crate::liveness;
 use crate::record::{Record, Status};
 use crate::spool::{self, DELETED_AGE_MAX, DELETED_KEPT, Scan, Spool, SpoolError};
+use crate::time;
 
 /// Tidying up reads every row and lists the spool once more: not more often than this, in seconds.
 const TIDY_EVERY: u64 = 3600;
@@ -144,7 +145,7 @@ fn take_gone(db: &Transaction<'_>, file: &str) -> Result<(), StoreError> {
 
 /// Removes what nobody can do anything with any more, from time to time.
 pub(super) fn tidy(store: &mut Store, spools: &Spools) -> Result<(), StoreError> {
-    let now = now_ms() / 1000;
+    let now = time::now() / 1000;
     let tidied = store.read(|db| rows::chore_done(db, TIDY))?;
     // Not "less than": a clock that was set back shall not stop it.
     if now.abs_diff(tidied) <= TIDY_EVERY {

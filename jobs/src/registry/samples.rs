@@ -27,7 +27,7 @@ pub(super) fn record(id: &str, status: Status) -> Record {
         exit: None,
         stdio: Stdio::default(),
         created: 1,
-        changed: super::now_ms(),
+        changed: crate::time::now(),
         checkpoints: Vec::new(),
         last: None,
         restored_from: None,

@@ -242,7 +242,7 @@ fn an_adopted_container_is_a_job_until_our_shim_has_it() {
     assert!(job.managed && job.is_alive());
     assert_eq!(job.record.stdio.stdout, "file:///log");
 
-    let now = now_ms() + 1;
+    let now = crate::time::now() + 1;
     fixture.publish(&Record {
         created: now,
         changed: now,
@@ -297,7 +297,7 @@ fn checkpoints_on_disk_make_jobs() {
 #[test]
 fn what_is_gone_for_long_is_tidied_away() {
     let fixture = Fixture::new();
-    let now = now_ms();
+    let now = crate::time::now();
     let earlier = |days: u64| now - days * 24 * 3600 * 1000;
     let saved = fixture.saved("saved", 1);
     let lost = checkpoint("lost", Path::new("/nowhere"), 1);

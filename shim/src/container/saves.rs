@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jobs::record;
+use jobs::time::millis;
 
 use super::acts::{delete_from_runc, let_go};
 use super::create::{Init, restore_init};
@@ -18,7 +19,6 @@ use crate::error::{Error, Result, internal};
 use crate::events::Event;
 use crate::process::Process;
 use crate::progress::Canceller;
-use crate::registry::millis;
 use crate::restore::Restored;
 use crate::state::{Act, Status, check};
 use crate::stdio::{self, StdioRequest, Streams};

@@ -15,7 +15,7 @@ use crate::completer;
 use crate::context::Context;
 use crate::error::Error;
 use crate::jobs::Jobs;
-use crate::output::{self, size, time};
+use crate::output::{self, size};
 use rules::{One, Rules, Why};
 
 /// Its arguments.
@@ -82,7 +82,7 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
     let mut jobs = Jobs::open(context).await?;
     let targets = chosen(&jobs, &args.jobs)?;
     let ones: Vec<One<'_>> = targets.iter().filter_map(one).collect();
-    let plan = rules::plan(&ones, &rules, time::now());
+    let plan = rules::plan(&ones, &rules, jobs::time::now());
     let going: Vec<(&Target, Why)> = plan
         .iter()
         .filter_map(|(at, why)| Some((targets.get(*at)?, *why)))

@@ -22,7 +22,6 @@ use crate::interrupt::interrupted;
 use crate::jobs::{Jobs, rebuild};
 use crate::output;
 use crate::output::progress::Progress;
-use crate::output::time;
 use crate::shim::{self, ShimError};
 
 /// The shim bounds a dump by its size and by `dump.timeout`. This only ends the wait for one that is not there any more.
@@ -161,7 +160,7 @@ fn checkpoint(directory: &Path, size: u64, left_running: bool) -> Checkpoint {
             |origin| origin.checkpoint.clone(),
         ),
         path: directory.to_owned(),
-        at: origin.map_or_else(time::now, |origin| origin.at),
+        at: origin.map_or_else(jobs::time::now, |origin| origin.at),
         size,
         left_running,
     }

@@ -3,12 +3,13 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use config::Tcp;
 use jobs::record::{Key, Origin};
 use jobs::registry::Job;
 use jobs::wire::{DumpAnswer, DumpRequest};
+use jobs::{id, time};
 use oci_bundles::manifest::Manifest;
 
 use super::outcome;
@@ -62,7 +63,7 @@ pub async fn ask(context: &Context, job: &Job, request: &DumpRequest) -> Result<
         key: job.key.clone(),
         name: job.record.name.clone(),
         checkpoint: identity()?,
-        at: now_ms(),
+        at: time::now(),
         left_running: request.leave_running,
     };
     let engine = Containerd::connect(&job.key.engine, &job.key.namespace).await?;
@@ -90,16 +91,8 @@ fn cannot(job: &Job, what: &str) -> Error {
     .hint("start the container with --runtime io.containerd.cedana.v1 for all settings")
 }
 
-/// A random UUID, of the kernel's making.
 fn identity() -> Result<String, Error> {
-    let path = Path::new("/proc/sys/kernel/random/uuid");
-    let text = fs::read_to_string(path).map_err(|source| failed("read", path, &source))?;
-    Ok(text.trim().to_owned())
-}
-
-fn now_ms() -> u64 {
-    let elapsed = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+    id::random().map_err(|source| failed("read", Path::new(id::SOURCE), &source))
 }
 
 /// Dumps a container into a directory that is not there yet. Returns the bytes.

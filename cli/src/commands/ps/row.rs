@@ -151,7 +151,7 @@ mod tests {
         for changes in records {
             // The kernel gives no pid so high.
             let gone = json!({"pid": (1 << 22) + 1, "started": 1, "boot": boot});
-            let mut record = json!({"schema": 1, "init": gone, "bundle": "/b", "status": "stopped", "created": 1, "changed": time::now(),
+            let mut record = json!({"schema": 1, "init": gone, "bundle": "/b", "status": "stopped", "created": 1, "changed": jobs::time::now(),
                 "key": {"engine": "/c.sock", "namespace": "default", "id": "web"}});
             let fields = record.as_object_mut().expect("an object");
             fields.extend(changes.as_object().expect("an object").clone());
