@@ -82,6 +82,13 @@ impl Host {
         })
     }
 
+    /// The same, with the test image in it, for `ctr run`.
+    pub fn with_image() -> Result<Self> {
+        let host = Self::new()?;
+        let _image = host.load_image()?;
+        Ok(host)
+    }
+
     /// A containerd of the test's own, which it may kill and start again.
     pub fn with_own_containerd() -> Result<Self> {
         Self::with_own_containerd_and(&[])
@@ -265,6 +272,13 @@ impl Host {
         let mut all = vec!["--address", &address, "--namespace", self.namespace()];
         all.extend(args);
         engine::run_with_input("ctr", &all, input)
+    }
+
+    /// A directory in the scratch directory; made, if it is not there.
+    pub fn made_dir(&self, name: &str) -> Result<String> {
+        let path = self.dir().join(name);
+        fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
+        Ok(path.display().to_string())
     }
 
     /// Brings the test image into the test's namespace, for `ctr run`.

@@ -18,18 +18,6 @@ use serde_json::Value;
 
 const FORMS: [&str; 6] = ["none", "tar", "gzip", "lz4", "zlib", "zstd"];
 
-fn host() -> Result<Host> {
-    let host = Host::new()?;
-    host.load_image()?;
-    Ok(host)
-}
-
-fn dir(host: &Host) -> Result<String> {
-    let path = host.dir().join("checkpoints");
-    fs::create_dir_all(&path)?;
-    Ok(path.display().to_string())
-}
-
 /// Dumps a job that goes on; returns where to.
 fn dump(counter: &Counter, into: &str, form: &str) -> Result<String> {
     let flags = ["--leave-running", "--dir", into, "--compression", form];
@@ -83,9 +71,9 @@ fn cut(path: &Path) -> Result<()> {
 fn what_was_dumped_is_good_in_each_form_until_a_byte_of_it_changes() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let counter = Counter::run(&host, "trusted")?;
-    let into = dir(&host)?;
+    let into = host.made_dir("checkpoints")?;
     for form in FORMS {
         let path = dump(&counter, &into, form)?;
         assert_eq!(verified(&path)?, ("good".to_owned(), vec![], 0), "{form}");
@@ -109,10 +97,10 @@ fn what_was_dumped_is_good_in_each_form_until_a_byte_of_it_changes() -> Result<(
 fn what_is_missing_or_cut_is_found_and_not_restored() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let counter = Counter::run(&host, "cut")?;
-    let into = dir(&host)?;
+    let into = host.made_dir("checkpoints")?;
     let (whole, shorter, lacking) = (
         dump(&counter, &into, "none")?,
         dump(&counter, &into, "none")?,
@@ -155,9 +143,9 @@ fn what_is_missing_or_cut_is_found_and_not_restored() -> Result<()> {
 fn a_checkpoint_without_digests_is_said_to_be_one() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let counter = Counter::run(&host, "older")?;
-    let path = dump(&counter, &dir(&host)?, "none")?;
+    let path = dump(&counter, &host.made_dir("checkpoints")?, "none")?;
     let manifest = Path::new(&path).join("cedana.json");
     let mut text: Value = serde_json::from_slice(&fs::read(&manifest)?)?;
     let fields = text.as_object_mut().context("fields")?;
@@ -174,13 +162,13 @@ fn a_checkpoint_without_digests_is_said_to_be_one() -> Result<()> {
 fn inspect_tells_what_made_it_and_what_it_lacks() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let outside = host.dir().join("outside");
     fs::create_dir_all(&outside)?;
     let mount = format!("type=bind,src={},dst=/data,options=rbind", outside.display());
     let counter = Counter::run_with(&host, "told", host.runtime(), &["--mount", &mount])?;
-    let into = dir(&host)?;
+    let into = host.made_dir("checkpoints")?;
     for form in ["none", "zstd"] {
         let path = dump(&counter, &into, form)?;
         let told: Value = cedana.json(&["checkpoint", "inspect", &path])?;
@@ -216,10 +204,10 @@ fn inspect_tells_what_made_it_and_what_it_lacks() -> Result<()> {
 fn the_last_good_one_of_a_job_is_not_removed() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let counter = Counter::run(&host, "precious")?;
-    let into = dir(&host)?;
+    let into = host.made_dir("checkpoints")?;
     let (first, second) = (dump(&counter, &into, "none")?, dump(&counter, &into, "lz4")?);
     let beside = Path::new(&first).join("letter");
     fs::write(&beside, "somebody else's")?;
@@ -251,11 +239,11 @@ fn the_last_good_one_of_a_job_is_not_removed() -> Result<()> {
 fn prune_keeps_what_it_was_told_to() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let counter = Counter::run(&host, "many")?;
     let job = counter.job();
-    let into = dir(&host)?;
+    let into = host.made_dir("checkpoints")?;
     let paths = [(); 4].map(|()| dump(&counter, &into, "none"));
     let paths: Vec<String> = paths.into_iter().collect::<Result<_>>()?;
     let left = || {
@@ -289,11 +277,11 @@ fn prune_keeps_what_it_was_told_to() -> Result<()> {
 fn a_checkpoint_goes_through_all_forms_and_is_restored() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let counter = Counter::run(&host, "turned")?;
     let job = counter.job();
-    let into = dir(&host)?;
+    let into = host.made_dir("checkpoints")?;
     let dumped = counter.seen()?;
     let mut path = cedana.dump(&[&job, "--dir", &into, "--name", "saved"])?;
     counter.has_ended()?;

@@ -27,18 +27,6 @@ const SHORT: Duration = Duration::from_secs(20);
 /// CRIU takes some tenths of a second for this much: time enough to be met in the middle.
 const MUCH_MEMORY_MIB: &str = "256";
 
-fn host() -> Result<Host> {
-    let host = Host::new()?;
-    host.load_image()?;
-    Ok(host)
-}
-
-fn dir(host: &Host, name: &str) -> Result<String> {
-    let path = host.dir().join(name);
-    fs::create_dir_all(&path)?;
-    Ok(path.display().to_string())
-}
-
 /// What is in a directory.
 fn entries(dir: &str) -> Result<Vec<PathBuf>> {
     Ok(fs::read_dir(dir)?.flatten().map(|entry| entry.path()).collect())
@@ -48,11 +36,11 @@ fn entries(dir: &str) -> Result<Vec<PathBuf>> {
 fn leave_running_keeps_a_checkpoint_and_the_container() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let counter = Counter::run(&host, "keeps-on")?;
     let job = counter.job();
-    let into = dir(&host, "checkpoints")?;
+    let into = host.made_dir("checkpoints")?;
     let path = cedana.dump(&[&job, "--leave-running", "--dir", &into])?;
     counter.goes_on()?;
     ensure!(
@@ -100,7 +88,7 @@ fn the_default_directory_is_made_for_its_owner_alone() -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let counter = Counter::run(&host, "default-dir")?;
     let path = Cedana::new().dump(&[&counter.job(), "--leave-running"])?;
     ensure!(path.starts_with("/var/lib/cedana/checkpoints/"), "{path}");
@@ -114,10 +102,10 @@ fn the_default_directory_is_made_for_its_owner_alone() -> Result<()> {
 fn the_client_sees_the_container_exit() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = Talker::run(&host, "seen-off", WORKLOAD, &["memory", "1"], &[])?;
     talker.check()?;
-    let into = dir(&host, "checkpoints")?;
+    let into = host.made_dir("checkpoints")?;
     let path = Cedana::new().dump(&["seen-off", "--dir", &into, "--name", "mine"])?;
     assert_eq!(path, format!("{into}/mine"));
     talker.gone()?;
@@ -128,10 +116,10 @@ fn the_client_sees_the_container_exit() -> Result<()> {
 fn each_form_has_its_name() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let counter = Counter::run(&host, "packed")?;
-    let into = dir(&host, "checkpoints")?;
+    let into = host.made_dir("checkpoints")?;
     for (form, suffix) in [
         ("none", ""),
         ("tar", ".tar"),
@@ -161,12 +149,12 @@ fn each_form_has_its_name() -> Result<()> {
 fn what_cannot_be_is_refused_and_the_container_goes_on() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let counter = Counter::run(&host, "refused")?;
     let job = counter.job();
-    let into = dir(&host, "checkpoints")?;
-    dir(&host, "checkpoints/taken")?;
+    let into = host.made_dir("checkpoints")?;
+    host.made_dir("checkpoints/taken")?;
     let nowhere = format!("{into}/nowhere");
     let dump = ["dump", "job", job.as_str()];
     for (more, code, part) in [
@@ -189,11 +177,11 @@ fn what_cannot_be_is_refused_and_the_container_goes_on() -> Result<()> {
 fn what_criu_refuses_is_told_and_changes_nothing() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let limit = ["--annotation", "cedana.dump.ghost-limit=1M"];
     let mut talker = Talker::run(&host, "ghostly", WORKLOAD, &["hold", "ghost"], &limit)?;
-    let into = dir(&host, "checkpoints")?;
+    let into = host.made_dir("checkpoints")?;
     let said = cedana.fails(
         &["dump", "job", "ghostly", "--dir", &into],
         code::WRONG_STATE,
@@ -230,10 +218,10 @@ fn a_flag_is_a_setting_of_this_dump_alone() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
     need!(CriuSockets, "holds a connection");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let talker = Talker::run(&host, "connected", WORKLOAD, &["hold", "connection"], &[])?;
-    let into = dir(&host, "checkpoints")?;
+    let into = host.made_dir("checkpoints")?;
     let pid = talker.pid()?.to_string();
     engine::run("nsenter", &["-t", &pid, "-n", "ip", "link", "set", "lo", "up"])?.ok()?;
     let plain = ["connected", "--leave-running", "--dir", &into];
@@ -265,10 +253,10 @@ fn tracer(pid: u32) -> Option<Pid> {
 fn ctrl_c_takes_a_dump_back() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let mut talker = Talker::run(&host, "regretted", WORKLOAD, &["memory", MUCH_MEMORY_MIB], &[])?;
-    let into = dir(&host, "checkpoints")?;
+    let into = host.made_dir("checkpoints")?;
     let init = talker.pid()?;
     let mut child = cedana
         .command(&["dump", "job", "regretted", "--dir", &into])
@@ -295,10 +283,10 @@ fn ctrl_c_takes_a_dump_back() -> Result<()> {
 fn a_killed_command_line_leaves_a_checkpoint_or_a_container() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let mut talker = Talker::run(&host, "orphaned", WORKLOAD, &["memory", MUCH_MEMORY_MIB], &[])?;
-    let into = dir(&host, "checkpoints")?;
+    let into = host.made_dir("checkpoints")?;
     let init = talker.pid()?;
     let mut child = cedana
         .command(&["dump", "job", "orphaned", "--dir", &into, "--leave-running"])
@@ -321,10 +309,10 @@ fn a_killed_command_line_leaves_a_checkpoint_or_a_container() -> Result<()> {
 fn dump_containerd_is_the_same_act() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::on(&host);
     let counter = Counter::run(&host, "by-id")?;
-    let into = dir(&host, "checkpoints")?;
+    let into = host.made_dir("checkpoints")?;
     let args = [
         "dump",
         "containerd",
@@ -348,7 +336,7 @@ fn ctr_and_cedana_keep_the_same_books() -> Result<()> {
     need!(OurShim, "jobs are containers of our shim");
     need!(Criu, "dumps");
     need!(CheckpointOptions, "says where the images go");
-    let host = host()?;
+    let host = Host::with_image()?;
     let counter = Counter::run(&host, "by-ctr")?;
     let images = host.dir().join("by-ctr-images").display().to_string();
     host.ctr(&["tasks", "checkpoint", "--image-path", &images, "by-ctr"])?
@@ -362,9 +350,9 @@ fn ctr_and_cedana_keep_the_same_books() -> Result<()> {
 fn progress_is_shown_on_a_terminal() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = Talker::run(&host, "shown", WORKLOAD, &["memory", MUCH_MEMORY_MIB], &[])?;
-    let into = dir(&host, "checkpoints")?;
+    let into = host.made_dir("checkpoints")?;
     let dump = ["dump", "job", "shown", "--leave-running", "--dir", &into];
     let (code, shown) = Cedana::new().run_on_terminal(&[&dump[..], &["--compression", "tar"]].concat())?;
     assert_eq!(code, 0, "{shown}");

@@ -19,16 +19,10 @@ const SHORT: Duration = Duration::from_secs(15);
 /// What a user is promised; the command itself is part of it.
 const APPEARS_WITHIN: Duration = Duration::from_secs(1);
 
-fn host() -> Result<Host> {
-    let host = Host::new()?;
-    host.load_image()?;
-    Ok(host)
-}
-
 #[test]
 fn a_container_of_plain_ctr_run_appears_within_a_second() -> Result<()> {
     need!(OurShim, "jobs are containers of our shim");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let began = Instant::now();
     host.ctr(&[
@@ -55,7 +49,7 @@ fn a_container_of_plain_ctr_run_appears_within_a_second() -> Result<()> {
 #[test]
 fn a_name_from_an_annotation_and_a_long_id_are_found() -> Result<()> {
     need!(OurShim, "jobs are containers of our shim");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let named = host.container("plain", Workload::forever().annotation("cedana.job", "payroll"))?;
     named.create()?;
@@ -77,7 +71,7 @@ fn a_name_from_an_annotation_and_a_long_id_are_found() -> Result<()> {
 #[test]
 fn two_of_one_name_are_told_apart_by_their_namespaces() -> Result<()> {
     need!(OurShim, "jobs are containers of our shim");
-    let (one, two) = (host()?, host()?);
+    let (one, two) = (Host::with_image()?, Host::with_image()?);
     let cedana = Cedana::new();
     let (first, second) = (Counter::run(&one, "twin")?, Counter::run(&two, "twin")?);
     let said = cedana.fails(&["freeze", "twin"], code::USAGE, &first.job())?;
@@ -92,7 +86,7 @@ fn two_of_one_name_are_told_apart_by_their_namespaces() -> Result<()> {
 #[test]
 fn sandboxes_and_execs_are_no_jobs() -> Result<()> {
     need!(OurShim, "jobs are containers of our shim");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let pause = Workload::forever().annotation("io.kubernetes.cri.container-type", "sandbox");
     let sandbox = host.container("pause", pause)?;
@@ -120,7 +114,7 @@ fn sandboxes_and_execs_are_no_jobs() -> Result<()> {
 #[test]
 fn freeze_and_unfreeze() -> Result<()> {
     need!(OurShim, "the shim's own service");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::on(&host);
     let counter = Counter::run(&host, "ice")?;
     for freeze in [
@@ -143,7 +137,7 @@ fn freeze_and_unfreeze() -> Result<()> {
 #[test]
 fn kill_and_delete() -> Result<()> {
     need!(OurShim, "jobs are containers of our shim");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let counter = Counter::run(&host, "doomed")?;
     let job = counter.job();
@@ -163,7 +157,7 @@ fn kill_and_delete() -> Result<()> {
 #[test]
 fn kill_sends_the_signal_that_is_named() -> Result<()> {
     need!(OurShim, "jobs are containers of our shim");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let (container, _out) = host.run_until_ready(Workload::forever().annotation("cedana.job", "polite"))?;
     cedana.says(&["job", "kill", "--signal", "TERM", "polite"])?;
@@ -179,7 +173,7 @@ fn kill_sends_the_signal_that_is_named() -> Result<()> {
 #[test]
 fn a_removed_container_goes_from_the_list() -> Result<()> {
     need!(OurShim, "jobs are containers of our shim");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let counter = Counter::run(&host, "removed")?;
     counter.kill_and_delete()?;
@@ -193,7 +187,7 @@ fn a_removed_container_goes_from_the_list() -> Result<()> {
 #[test]
 fn every_answer_to_parse_is_json_when_asked() -> Result<()> {
     need!(OurShim, "jobs are containers of our shim");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::on(&host);
     let counter = Counter::run(&host, "parsed")?;
     let job = counter.job();
@@ -218,7 +212,7 @@ fn every_answer_to_parse_is_json_when_asked() -> Result<()> {
 #[test]
 fn a_stopped_container_shows_its_end() -> Result<()> {
     need!(OurShim, "jobs are containers of our shim");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let container = host.run_with("short", Workload::shell("exit 7"), &Default::default())?;
     assert_eq!(container.wait()?, 7);

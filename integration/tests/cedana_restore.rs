@@ -20,18 +20,6 @@ use integration::stdio::eventually;
 
 const SHORT: Duration = Duration::from_secs(20);
 
-fn host() -> Result<Host> {
-    let host = Host::new()?;
-    host.load_image()?;
-    Ok(host)
-}
-
-fn dir(host: &Host) -> Result<String> {
-    let path = host.dir().join("checkpoints");
-    fs::create_dir_all(&path)?;
-    Ok(path.display().to_string())
-}
-
 /// It runs again in containerd's books and in ours, with the pid that the command said.
 fn check_books(host: &Host, counter: &Counter, said: u32) -> Result<()> {
     assert_eq!(counter.pid()?, said);
@@ -46,10 +34,10 @@ fn check_books(host: &Host, counter: &Counter, said: u32) -> Result<()> {
 fn dump_list_kill_restore_and_it_goes_on() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let counter = Counter::run(&host, "kept")?;
-    let into = dir(&host)?;
+    let into = host.made_dir("checkpoints")?;
     let before = counter.seen()?;
     cedana.dump(&["kept", "--leave-running", "--dir", &into])?;
     counter.goes_on()?;
@@ -74,10 +62,10 @@ fn dump_list_kill_restore_and_it_goes_on() -> Result<()> {
 fn a_dump_that_ends_it_loses_nothing_again_and_again() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let counter = Counter::run(&host, "rounds")?;
-    let into = dir(&host)?;
+    let into = host.made_dir("checkpoints")?;
     for _round in 0..3 {
         let dumped = counter.seen()?;
         cedana.dump(&["rounds", "--dir", &into])?;
@@ -94,11 +82,11 @@ fn a_dump_that_ends_it_loses_nothing_again_and_again() -> Result<()> {
 fn a_deleted_task_is_made_again() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let counter = Counter::run(&host, "remade")?;
     let dumped = counter.seen()?;
-    cedana.dump(&["remade", "--dir", &dir(&host)?])?;
+    cedana.dump(&["remade", "--dir", &host.made_dir("checkpoints")?])?;
     host.api().delete("remade", "")?;
     let listed = cedana.jobs()?.into_iter().any(|job| job.id == "remade");
     ensure!(listed, "what has a checkpoint is listed, though its task is gone");
@@ -112,10 +100,10 @@ fn a_deleted_task_is_made_again() -> Result<()> {
 fn of_two_with_one_name_the_one_that_is_meant_comes_back() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let (one, two) = (host()?, host()?);
+    let (one, two) = (Host::with_image()?, Host::with_image()?);
     let cedana = Cedana::new();
     let (first, second) = (Counter::run(&one, "sibling")?, Counter::run(&two, "sibling")?);
-    let (into_first, into_second) = (dir(&one)?, dir(&two)?);
+    let (into_first, into_second) = (one.made_dir("checkpoints")?, two.made_dir("checkpoints")?);
     let dumped = [first.seen()?, second.seen()?];
     cedana.dump(&[&first.job(), "--dir", &into_first])?;
     cedana.dump(&[&second.job(), "--dir", &into_second])?;
@@ -134,10 +122,10 @@ fn of_two_with_one_name_the_one_that_is_meant_comes_back() -> Result<()> {
 fn an_older_checkpoint_and_every_form_are_restored_by_path() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let counter = Counter::run(&host, "formed")?;
-    let into = dir(&host)?;
+    let into = host.made_dir("checkpoints")?;
     let mut kept = Vec::new();
     for form in ["none", "tar", "gzip", "lz4", "zlib", "zstd"] {
         let dumped = counter.seen()?;
@@ -164,10 +152,10 @@ fn an_older_checkpoint_and_every_form_are_restored_by_path() -> Result<()> {
 fn failures_are_named_and_change_nothing() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let counter = Counter::run(&host, "unrestored")?;
-    let into = dir(&host)?;
+    let into = host.made_dir("checkpoints")?;
     let restore = ["restore", "job", "unrestored"];
     let running = cedana.fails(&restore, code::WRONG_STATE, "unrestored")?;
     ensure!(running.stderr.contains("running"), "{}", running.stderr);
@@ -200,11 +188,11 @@ fn failures_are_named_and_change_nothing() -> Result<()> {
 fn a_broken_checkpoint_is_no_fresh_start() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let counter = Counter::run(&host, "broken")?;
     let dumped = counter.seen()?;
-    let into = dir(&host)?;
+    let into = host.made_dir("checkpoints")?;
     let good = cedana.dump(&["broken", "--dir", &into, "--leave-running", "--name", "good"])?;
     let bad = cedana.dump(&["broken", "--dir", &into, "--name", "bad"])?;
     for image in fs::read_dir(&bad)?.flatten() {
@@ -232,7 +220,12 @@ fn after_a_reboot_what_can_be_restored_is_listed_and_restored() -> Result<()> {
     let cedana = Cedana::new();
     let counter = Counter::run(&host, "rebooted")?;
     let dumped = counter.seen()?;
-    cedana.dump(&["rebooted", "--leave-running", "--dir", &dir(&host)?])?;
+    cedana.dump(&[
+        "rebooted",
+        "--leave-running",
+        "--dir",
+        &host.made_dir("checkpoints")?,
+    ])?;
     counter.goes_on()?;
     host.power_off()?;
     let ended = counter.seen()?;
@@ -255,11 +248,11 @@ fn after_a_reboot_what_can_be_restored_is_listed_and_restored() -> Result<()> {
 fn a_restore_into_another_container_by_path() -> Result<()> {
     need!(OurShim, "jobs are containers of our shim");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::on(&host);
     let counter = Counter::run(&host, "origin")?;
     let dumped = counter.seen()?;
-    let path = cedana.dump(&["origin", "--dir", &dir(&host)?])?;
+    let path = cedana.dump(&["origin", "--dir", &host.made_dir("checkpoints")?])?;
     let restore = [
         "restore",
         "containerd",
@@ -328,7 +321,7 @@ fn nerdctl_s_container_comes_back_with_its_logs() -> Result<()> {
     need!(OurShim, "jobs are containers of our shim");
     need!(Nerdctl, "runs a container by nerdctl");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let nerdctl = |args: &[&str]| -> Result<Said> {
         run("nerdctl", &[&["--namespace", host.namespace()], args].concat())
@@ -351,7 +344,7 @@ fn nerdctl_s_container_comes_back_with_its_logs() -> Result<()> {
     };
     let last = || -> Option<u64> { logs().lines().last()?.parse().ok() };
     eventually("it counts", SHORT, || last() > Some(3))?;
-    cedana.dump(&["crated", "--dir", &dir(&host)?])?;
+    cedana.dump(&["crated", "--dir", &host.made_dir("checkpoints")?])?;
     let ended = last().context("a number")?;
     let pid = cedana.restore(&["crated"])?;
     assert_eq!(

@@ -22,18 +22,6 @@ use nix::unistd::Pid;
 const THEIR_RUNTIME: &str = "io.containerd.runc.v2";
 const SHORT: Duration = Duration::from_secs(20);
 
-fn host() -> Result<Host> {
-    let host = Host::new()?;
-    host.load_image()?;
-    Ok(host)
-}
-
-fn dir(host: &Host) -> Result<String> {
-    let path = host.dir().join("checkpoints");
-    fs::create_dir_all(&path)?;
-    Ok(path.display().to_string())
-}
-
 /// `cedana run containerd` in the test's namespace, with these flags and this command.
 fn run<'a>(host: &'a Host, flags: &[&'a str], command: &[&'a str]) -> Vec<&'a str> {
     let verb = ["run", "containerd", "--namespace", host.namespace()];
@@ -76,7 +64,7 @@ fn catches_interrupts(pid: Pid) -> bool {
 #[test]
 fn run_starts_a_job_with_a_name_and_a_log() -> Result<()> {
     need!(OurShim, "runs under our shim");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::on(&host);
     let log = host.dir().join("out.log");
     let (log_text, pid_file) = (log.display().to_string(), host.dir().join("pid"));
@@ -113,7 +101,7 @@ fn run_starts_a_job_with_a_name_and_a_log() -> Result<()> {
 #[test]
 fn a_job_without_a_name_gets_one_and_a_log_of_that_name() -> Result<()> {
     need!(OurShim, "runs under our shim");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::on(&host);
     cedana.says(&run(
         &host,
@@ -135,7 +123,7 @@ fn a_job_without_a_name_gets_one_and_a_log_of_that_name() -> Result<()> {
 #[test]
 fn attached_it_ends_with_the_code_of_the_job() -> Result<()> {
     need!(OurShim, "runs under our shim");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::on(&host);
     let said = cedana.run(&run(
         &host,
@@ -153,7 +141,7 @@ fn attached_it_ends_with_the_code_of_the_job() -> Result<()> {
 #[test]
 fn a_run_that_cannot_be_is_refused() -> Result<()> {
     need!(OurShim, "runs under our shim");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::on(&host);
     let namespace = ["--namespace", host.namespace()];
     let missing = ["run", "containerd", "localhost/no/such:image", "true"];
@@ -180,7 +168,7 @@ fn a_run_that_cannot_be_is_refused() -> Result<()> {
 fn what_run_started_is_dumped_and_restored() -> Result<()> {
     need!(OurShim, "runs under our shim");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::on(&host);
     let log = host.dir().join("out.log");
     let text = || fs::read_to_string(&log).unwrap_or_default();
@@ -188,7 +176,7 @@ fn what_run_started_is_dumped_and_restored() -> Result<()> {
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     cedana.says(&run(&host, &flags, &["sh", "-c", COUNTER]))?;
     eventually("it counts", SHORT, || text().lines().count() > 3)?;
-    cedana.dump(&["ledger", "--dir", &dir(&host)?])?;
+    cedana.dump(&["ledger", "--dir", &host.made_dir("checkpoints")?])?;
     let before = text().lines().count();
     cedana.restore(&["ledger"])?;
     eventually("it counts on", SHORT, || text().lines().count() > before + 3)?;
@@ -204,7 +192,7 @@ fn what_run_started_is_dumped_and_restored() -> Result<()> {
 fn a_container_of_containerd_s_own_shim_is_managed_dumped_and_restored_under_ours() -> Result<()> {
     need!(OurShim, "restores under our shim");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::on(&host);
     let counter = Counter::run_with(&host, "foreign", THEIR_RUNTIME, &[])?;
     ensure!(
@@ -225,7 +213,7 @@ fn a_container_of_containerd_s_own_shim_is_managed_dumped_and_restored_under_our
     let job = cedana.job(host.namespace(), "foreign")?;
     assert_eq!((job.job.as_str(), job.pid), ("adopted", Some(counter.pid()?)));
 
-    let into = dir(&host)?;
+    let into = host.made_dir("checkpoints")?;
     let dumped = counter.seen()?;
     let path = cedana.dump(&["adopted", "--leave-running", "--dir", &into])?;
     ensure!(
@@ -279,7 +267,7 @@ fn lose_containerd(at_the_end: bool) -> Result<()> {
     host.load_image()?;
     let cedana = Cedana::on(&host);
     let counter = Counter::run_with(&host, "lost", THEIR_RUNTIME, &[])?;
-    let (init, into) = (counter.pid()?, dir(&host)?);
+    let (init, into) = (counter.pid()?, host.made_dir("checkpoints")?);
     let namespace = host.namespace().to_owned();
     let dump = [
         "dump",
@@ -331,7 +319,7 @@ fn lose_containerd(at_the_end: bool) -> Result<()> {
 #[test]
 fn what_cannot_be_managed_is_refused() -> Result<()> {
     need!(OurShim, "jobs are containers of our shim");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::on(&host);
     let manage = |id: &'static str| ["manage", "containerd", id, "--namespace", host.namespace()];
     cedana.fails(&manage("nobody"), code::NOT_FOUND, "nobody")?;
@@ -345,7 +333,7 @@ fn what_cannot_be_managed_is_refused() -> Result<()> {
 #[test]
 fn upcoming_waits_for_the_container() -> Result<()> {
     need!(OurShim, "restores under our shim");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::on(&host);
     let manage = [
         "manage",
@@ -370,7 +358,7 @@ fn upcoming_waits_for_the_container() -> Result<()> {
 
 #[test]
 fn upcoming_ends_when_it_is_told_to() -> Result<()> {
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::on(&host);
     let manage = [
         "manage",
@@ -398,10 +386,10 @@ fn upcoming_ends_when_it_is_told_to() -> Result<()> {
 fn a_restored_job_can_be_stopped_by_its_client() -> Result<()> {
     need!(OurShim, "runs under our shim");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let counter = Counter::run(&host, "client-s")?;
-    cedana.dump(&["client-s", "--dir", &dir(&host)?])?;
+    cedana.dump(&["client-s", "--dir", &host.made_dir("checkpoints")?])?;
     cedana.restore(&["client-s"])?;
     counter.goes_on()?;
     host.ctr(&["tasks", "kill", "--signal", "KILL", "client-s"])?

@@ -28,28 +28,21 @@ const SHORT: Duration = Duration::from_secs(20);
 /// CRIU takes some tenths of a second for this much: two commands that start together meet.
 const MUCH_MEMORY_MIB: &str = "256";
 
-fn host() -> Result<Host> {
-    let host = Host::new()?;
-    host.load_image()?;
-    Ok(host)
-}
-
-fn dir(host: &Host) -> Result<String> {
-    let path = host.dir().join("checkpoints");
-    fs::create_dir_all(&path)?;
-    Ok(path.display().to_string())
-}
-
 #[test]
 fn a_frozen_job_is_dumped_and_stays_frozen() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let counter = Counter::run(&host, "frozen-dump")?;
     cedana.says(&["freeze", "frozen-dump"])?;
     let dumped = counter.seen()?;
-    cedana.dump(&["frozen-dump", "--leave-running", "--dir", &dir(&host)?])?;
+    cedana.dump(&[
+        "frozen-dump",
+        "--leave-running",
+        "--dir",
+        &host.made_dir("checkpoints")?,
+    ])?;
     assert_eq!(cedana.job(host.namespace(), "frozen-dump")?.status, "frozen");
     assert_eq!(host.api().get("frozen-dump", "")?.status(), Status::Paused);
     cedana.says(&["unfreeze", "frozen-dump"])?;
@@ -63,7 +56,7 @@ fn a_frozen_job_is_dumped_and_stays_frozen() -> Result<()> {
 #[test]
 fn a_frozen_job_is_killed() -> Result<()> {
     need!(OurShim, "the shim's own service");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let _counter = Counter::run(&host, "frozen-kill")?;
     cedana.says(&["freeze", "frozen-kill"])?;
@@ -89,10 +82,10 @@ fn twice(act: impl Fn(usize) -> Result<Said> + Sync) -> Result<(usize, Vec<Said>
 fn of_two_dumps_at_once_one_is_refused_or_waits() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let mut talker = Talker::run(&host, "wanted", WORKLOAD, &["memory", MUCH_MEMORY_MIB], &[])?;
-    let into = dir(&host)?;
+    let into = host.made_dir("checkpoints")?;
     let (well, said) = twice(|number| {
         let name = format!("number-{number}");
         cedana.run(&[
@@ -123,11 +116,11 @@ fn of_two_dumps_at_once_one_is_refused_or_waits() -> Result<()> {
 fn of_two_restores_at_once_one_is_refused() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let cedana = Cedana::new();
     let counter = Counter::run(&host, "once")?;
     let dumped = counter.seen()?;
-    cedana.dump(&["once", "--dir", &dir(&host)?])?;
+    cedana.dump(&["once", "--dir", &host.made_dir("checkpoints")?])?;
     for deleted in [false, true] {
         if deleted {
             counter.kill_and_delete()?;
@@ -145,7 +138,7 @@ fn of_two_restores_at_once_one_is_refused() -> Result<()> {
 #[test]
 fn a_job_without_its_shim_is_not_dumped_and_does_not_hang() -> Result<()> {
     need!(OurShim, "the shim's own service");
-    let host = host()?.forgiving_sockets();
+    let host = Host::with_image()?.forgiving_sockets();
     let cedana = Cedana::new();
     let _counter = Counter::run(&host, "bereft")?;
     let shim = host.places().shims().into_iter().next().context("a shim")?;

@@ -44,12 +44,6 @@ struct Check {
     found: String,
 }
 
-fn host() -> Result<Host> {
-    let host = Host::new()?;
-    let _image = host.load_image()?;
-    Ok(host)
-}
-
 fn check(host: &Host, more: &[&str]) -> Result<Said> {
     let namespace = ["check", "c", "--namespace", host.namespace()];
     Cedana::on(host).run(&[namespace.as_slice(), more].concat())
@@ -82,7 +76,7 @@ fn listener(host: &Host) -> Result<UnixListener> {
 /// What is held is found, with how bad it is; a dump fails as well; without it nothing is in the way.
 fn check_held(kind: &str, annotation: &str, finding: &str, severity: &str) -> Result<()> {
     need!(OurShim, "another shim has no preflight");
-    let host = host()?;
+    let host = Host::with_image()?;
     let _listener = listener(&host)?;
     let mut talker = holding(&host, kind, annotation)?;
     let (exit, found) = report(&host)?;
@@ -123,7 +117,7 @@ fn io_uring_is_found() -> Result<()> {
 fn established_connection_is_found_and_a_setting_allows_it() -> Result<()> {
     need!(CriuSockets, "the workload has network sockets");
     check_held("connection", "", "tcp-established", "needs-setting")?;
-    let host = host()?;
+    let host = Host::with_image()?;
     let talker = holding(&host, "connection", "cedana.dump.tcp=established")?;
     let (exit, found) = report(&host)?;
     ensure!(exit == 0 && found.can_dump, "{found:?}");
@@ -158,7 +152,7 @@ fn nested_namespace_is_found() -> Result<()> {
 #[test]
 fn tree_of_processes_is_clear_and_its_volumes_are_named() -> Result<()> {
     need!(OurShim, "another shim has no preflight");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = Talker::run(&host, "c", WORKLOAD, &["tree"], &[])?;
     let (exit, found) = report(&host)?;
     assert_eq!(found.processes, 3, "{found:?}");
@@ -190,7 +184,7 @@ fn tree_of_processes_is_clear_and_its_volumes_are_named() -> Result<()> {
 #[test]
 fn what_does_not_run_cannot_be_checked() -> Result<()> {
     need!(OurShim, "another shim's containers are no jobs");
-    let host = host()?;
+    let host = Host::with_image()?;
     let talker = Talker::run(&host, "c", WORKLOAD, &["tree"], &[])?;
     let _killed = host.ctr(&["tasks", "kill", "--signal", "KILL", "c"])?.ok()?;
     let _code = host.api().wait("c", "")?;
@@ -295,7 +289,7 @@ fn host_that_lacks_something_fails_and_says_what() -> Result<()> {
 #[test]
 fn container_of_another_shim_is_looked_at_as_well() -> Result<()> {
     need!(OurShim, "managing is for containers of another shim");
-    let host = host()?;
+    let host = Host::with_image()?;
     let image = host.load_image()?;
     let args = [
         "run",
@@ -350,7 +344,7 @@ fn preflight_is_for_people_too() -> Result<()> {
 fn what_was_restored_can_be_dumped_again() -> Result<()> {
     need!(OurShim, "another shim has no preflight");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let counter = Counter::run(&host, "c")?;
     let cedana = Cedana::on(&host);
     let job = counter.job();

@@ -26,12 +26,6 @@ const MEMORY_MIB: &str = "64";
 /// How long CRIU may take to get hold of a process; it needs 50 ms.
 const CRIU_DEADLINE: Duration = Duration::from_secs(20);
 
-fn host() -> Result<Host> {
-    let host = Host::new()?;
-    let _image = host.load_image()?;
-    Ok(host)
-}
-
 /// A dump that stands still in its middle.
 struct Standing {
     client: Attached,
@@ -143,7 +137,7 @@ fn criu_killed_in_a_dump_leaves_the_application_running() -> Result<()> {
         "containerd's own shim leaves the container paused now and then"
     );
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = Talker::run(&host, "c", WORKLOAD, &["memory", MEMORY_MIB], &[])?;
     let dump = Standing::begin(&host, talker.pid()?)?;
     kill(dump.criu, Signal::SIGKILL)?;
@@ -160,7 +154,7 @@ fn runc_killed_in_a_dump_leaves_the_application_running() -> Result<()> {
         "containerd's own shim leaves CRIU behind, which holds the container"
     );
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = Talker::run(&host, "c", WORKLOAD, &["memory", MEMORY_MIB], &[])?;
     let dump = Standing::begin(&host, talker.pid()?)?;
     kill(
@@ -175,7 +169,7 @@ fn runc_killed_in_a_dump_leaves_the_application_running() -> Result<()> {
 #[test]
 fn shim_killed_in_a_dump_leaves_nothing() -> Result<()> {
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = Talker::run(&host, "c", WORKLOAD, &["memory", MEMORY_MIB], &[])?;
     let init = talker.pid()?;
     let dump = Standing::begin(&host, init)?;
@@ -195,7 +189,7 @@ fn shim_killed_in_a_dump_leaves_nothing() -> Result<()> {
 #[test]
 fn init_killed_in_a_dump_is_an_exit_like_any_other() -> Result<()> {
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let events = host.events()?;
     let mut talker = Talker::run(&host, "c", WORKLOAD, &["memory", MEMORY_MIB], &[])?;
     let init = talker.pid()?;
@@ -212,7 +206,7 @@ fn init_killed_in_a_dump_is_an_exit_like_any_other() -> Result<()> {
 fn state_answers_while_a_dump_is_under_way() -> Result<()> {
     need!(OurShim, "containerd's own shim answers after the dump");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = Talker::run(&host, "c", WORKLOAD, &["memory", MEMORY_MIB], &[])?;
     let mut dump = Standing::begin(&host, talker.pid()?)?;
     // The client paused the container before it asked for the dump.

@@ -16,12 +16,6 @@ use integration::stdio::StreamNames;
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
 
-fn host() -> Result<Host> {
-    let host = Host::new()?;
-    let _image = host.load_image()?;
-    Ok(host)
-}
-
 /// A workload that holds what CRIU refuses, with a directory of the host at `/host`.
 fn holding<'host>(host: &'host Host, kind: &str) -> Result<Talker<'host>> {
     let shared = host.dir().join("shared");
@@ -33,7 +27,7 @@ fn holding<'host>(host: &'host Host, kind: &str) -> Result<Talker<'host>> {
 /// Dumps a container that cannot be dumped, sees it go on, has it drop what is in the way, and dumps it. There is a
 /// `line` of CRIU's unless it is refused before CRIU has a look.
 fn check(kind: &str, line: Option<&str>, meaning: &str) -> Result<()> {
-    let host = host()?;
+    let host = Host::with_image()?;
     let _listener = listener(&host)?;
     let mut talker = holding(&host, kind)?;
     let said = host.ctr(&["tasks", "checkpoint", "c"])?;
@@ -109,7 +103,7 @@ fn io_uring_is_refused_and_explained() -> Result<()> {
 fn deleted_file_over_the_limit_is_refused_and_explained() -> Result<()> {
     need!(OurShim, "CRIU's own limit is what our setting replaces");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let limit = ["--annotation", "cedana.dump.ghost-limit=1M"];
     let mut talker = Talker::run(&host, "c", WORKLOAD, &["hold", "ghost"], &limit)?;
     let said = host.ctr(&["tasks", "checkpoint", "c"])?;
@@ -156,7 +150,7 @@ fn refused_dump_leaves_no_images() -> Result<()> {
         "containerd's own shim leaves what CRIU had written so far"
     );
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let talker = holding(&host, "vsock")?;
     let images = host.dir().join("images");
     // containerd passes no code on from this call, only the text.
@@ -178,7 +172,7 @@ fn to_path(images: &Path) -> msg::CheckpointOptions {
 #[test]
 fn failed_dump_of_a_paused_container_leaves_it_paused() -> Result<()> {
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = holding(&host, "connection")?;
     host.api().pause("c")?;
     let failed = host
@@ -195,7 +189,7 @@ fn failed_dump_of_a_paused_container_leaves_it_paused() -> Result<()> {
 fn failed_dump_to_path_with_exit_ends_nothing() -> Result<()> {
     need!(Criu, "dumps");
     need!(CheckpointOptions, "says what it wants by ctr");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = holding(&host, "connection")?;
     let said = host.ctr(&["tasks", "checkpoint", "--exit", "c"])?;
     ensure!(said.code != 0, "the dump succeeded");
@@ -208,7 +202,7 @@ fn failed_dump_to_path_with_exit_ends_nothing() -> Result<()> {
 fn full_disk_fails_the_dump_and_not_the_container() -> Result<()> {
     need!(Criu, "dumps");
     need!(CheckpointOptions, "says what it wants by ctr");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = Talker::run(&host, "c", WORKLOAD, &["memory", "16"], &[])?;
     let small = SmallDisk::mount(host.dir().join("small"))?;
     let images = small.0.join("images");
@@ -315,7 +309,7 @@ fn restore_once(host: &Host, images: &Path) -> Result<()> {
 #[test]
 fn same_ctr_command_restores_once_the_cause_is_gone() -> Result<()> {
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let _listener = listener(&host)?;
     let file = host.dir().join("shared/file");
     fs::write(&file, "of the host")?;

@@ -15,12 +15,6 @@ use integration::workload::Workload;
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
 
-fn host() -> Result<Host> {
-    let host = Host::new()?;
-    let _image = host.load_image()?;
-    Ok(host)
-}
-
 #[test]
 fn checkpoint_leaves_the_container_running() -> Result<()> {
     need!(Criu, "dumps");
@@ -61,7 +55,7 @@ fn checkpoint_with_exit_ends_the_container() -> Result<()> {
 fn whole_checkpoint_comes_back_under_another_id_and_under_its_own() -> Result<()> {
     need!(Criu, "dumps");
     need!(CriuSockets, "the tree listens");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut first = Talker::run(&host, "first", WORKLOAD, &["tree"], &[])?;
     assert_eq!(first.check()?, 1);
     first.checkpoint("kept")?;
@@ -80,7 +74,7 @@ fn whole_checkpoint_comes_back_under_another_id_and_under_its_own() -> Result<()
 fn restored_socket_accepts_connections() -> Result<()> {
     need!(Criu, "dumps");
     need!(CriuSockets, "the tree listens");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = Talker::run(&host, "c", WORKLOAD, &["tree"], &[])?;
     assert_eq!(talker.ask("connect")?, "ok 1");
     talker.checkpoint("kept")?;
@@ -97,7 +91,7 @@ fn restored_socket_accepts_connections() -> Result<()> {
 fn file_locks_are_held_again() -> Result<()> {
     need!(OurShim, "containerd's own shim restores no locks");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = Talker::run(&host, "c", WORKLOAD, &["locks"], &[])?;
     assert_eq!(talker.check()?, 1);
     talker.checkpoint("kept")?;
@@ -111,7 +105,7 @@ fn file_locks_are_held_again() -> Result<()> {
 fn file_locks_need_no_option() -> Result<()> {
     need!(OurShim, "ctr tasks checkpoint does not ask for locks");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let talker = Talker::run(&host, "c", WORKLOAD, &["locks"], &[])?;
     let _printed = host.ctr(&["tasks", "checkpoint", "c"])?.ok()?;
     talker.remove()
@@ -122,7 +116,7 @@ fn dump_restore_and_dump_again_five_times() -> Result<()> {
     need!(Criu, "dumps");
     need!(CriuSockets, "the tree listens");
     need!(CheckpointAgain, "dumps what was restored");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = Talker::run(&host, "c", WORKLOAD, &["tree"], &[])?;
     for round in 1..=5 {
         assert_eq!(talker.check()?, round, "answers before dump {round}");
@@ -139,7 +133,7 @@ fn dump_restore_and_dump_again_five_times() -> Result<()> {
 fn image_path_gets_the_images_and_work_path_the_log() -> Result<()> {
     need!(Criu, "dumps");
     need!(CheckpointOptions, "says what it wants by ctr");
-    let host = host()?;
+    let host = Host::with_image()?;
     let talker = Talker::run(&host, "c", WORKLOAD, &["memory", "1"], &[])?;
     let (images, work) = (host.dir().join("images"), host.dir().join("work"));
     checkpoint_to(&host, &images, &work)?;
@@ -256,7 +250,7 @@ fn terminal_comes_back() -> Result<()> {
 fn paused_container_is_dumped_and_stays_paused() -> Result<()> {
     need!(Criu, "dumps");
     need!(CheckpointOptions, "says where the images go");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = Talker::run(&host, "c", WORKLOAD, &["memory", "1"], &[])?;
     let images = host.dir().join("images");
     host.api().pause("c")?;
@@ -277,7 +271,7 @@ fn paused_container_is_dumped_and_stays_paused() -> Result<()> {
 fn checkpoint_is_an_event() -> Result<()> {
     need!(OurShim, "containerd's own shim publishes no checkpointed event");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let events = host.events()?;
     let talker = Talker::run(&host, "c", WORKLOAD, &["memory", "1"], &[])?;
     talker.checkpoint("image")?;

@@ -26,12 +26,6 @@ const SIGNAL_DEADLINE: Duration = Duration::from_secs(10);
 /// The annotation that has connections saved.
 const SAVE_CONNECTIONS: [&str; 2] = ["--annotation", "cedana.dump.tcp=established"];
 
-fn host() -> Result<Host> {
-    let host = Host::new()?;
-    let _image = host.load_image()?;
-    Ok(host)
-}
-
 fn state(pid: i32) -> Result<char> {
     let stat =
         read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("read the state of {pid}"))?;
@@ -69,7 +63,7 @@ fn stopped_process_is_dumped_and_stays_stopped() -> Result<()> {
     );
     need!(Criu, "dumps");
     need!(CriuSockets, "the tree listens");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = Talker::run(&host, "c", WORKLOAD, &["tree"], &[])?;
     let child = *children(talker.pid()?)?
         .first()
@@ -109,7 +103,7 @@ fn shell_that_starts_programs_all_the_time_is_dumped_each_time() -> Result<()> {
         CheckpointAgain,
         "containerd 1.7 refuses a second dump, whose spec it has"
     );
-    let host = host()?;
+    let host = Host::with_image()?;
     let script = "while :; do /bin/true; done & while read line; do echo \"$line\"; done";
     let first = Spoken::run(host.container("c", Workload::shell(script))?)?;
     for round in 0..10 {
@@ -127,7 +121,7 @@ fn connection_within_the_container_goes_on_after_a_restore() -> Result<()> {
     need!(OurShim, "said by an annotation of ours");
     need!(Criu, "dumps");
     need!(CriuSockets, "the workload connects");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = Talker::run(&host, "c", WORKLOAD, &["hold", "connection"], &SAVE_CONNECTIONS)?;
     assert_eq!(talker.check()?, 1);
     talker.checkpoint("kept")?;
@@ -143,7 +137,7 @@ fn loopback_of_a_restored_container_is_up() -> Result<()> {
     need!(OurShim, "containerd's own shim leaves it down");
     need!(Criu, "dumps");
     need!(CriuSockets, "the tree listens");
-    let host = host()?;
+    let host = Host::with_image()?;
     let talker = Talker::run(&host, "c", WORKLOAD, &["tree"], &[])?;
     talker.checkpoint("kept")?;
     talker.remove()?;
@@ -171,7 +165,7 @@ fn killed_criu_leaves_no_lock_on_the_network() -> Result<()> {
 
 /// Kills CRIU when the network is locked. False if it took the container with it.
 fn survives_a_killed_criu() -> Result<bool> {
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = Talker::run(&host, "c", WORKLOAD, &["hold", "connection"], &SAVE_CONNECTIONS)?;
     let pid = talker.pid()?.to_string();
     let rules = || run("nsenter", &["-t", &pid, "-n", "iptables", "-S"]).map(|said| said.stdout);
@@ -214,7 +208,7 @@ fn files_beside_the_images_stay_and_those_of_an_older_dump_go() -> Result<()> {
         CheckpointAgain,
         "containerd 1.7 refuses a second dump, whose spec it has"
     );
-    let host = host()?;
+    let host = Host::with_image()?;
     let talker = Talker::run(&host, "c", WORKLOAD, &["memory", "1"], &[])?;
     let images = host.dir().join("images");
     let options = msg::CheckpointOptions {
@@ -245,7 +239,7 @@ fn name_that_is_taken_is_refused_before_anything_ends() -> Result<()> {
     );
     need!(Criu, "dumps");
     need!(CheckpointOptions, "says what it wants by ctr");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = Talker::run(&host, "c", WORKLOAD, &["memory", "1"], &[])?;
     let images = host.dir().join("images");
     create_dir_all(images.join("pstree.img"))?;

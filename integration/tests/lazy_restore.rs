@@ -24,12 +24,6 @@ const SLOWLY: &str = "cedana.restore.fill-rate=64K";
 const SOON: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-fn host() -> Result<Host> {
-    let host = Host::new()?;
-    let _image = host.load_image()?;
-    Ok(host)
-}
-
 /// Runs the program, dumps it and brings it back under `id`, with these annotations.
 fn restored<'host>(host: &'host Host, id: &str, annotations: &[&str]) -> Result<Talker<'host>> {
     let more: Vec<&str> = annotations
@@ -81,7 +75,7 @@ fn resident_kib(pid: u32) -> Result<u64> {
 fn processes_run_before_their_memory_is_there() -> Result<()> {
     need!(OurShim, "containerd's own shim restores all memory first");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = restored(&host, "c", &[SLOWLY])?;
     assert_eq!(talker.ask("ping")?, "ok 2");
     let there = resident_kib(talker.pid()?)?;
@@ -99,7 +93,7 @@ fn processes_run_before_their_memory_is_there() -> Result<()> {
 fn memory_comes_by_itself_and_its_server_goes() -> Result<()> {
     need!(OurShim, "containerd's own shim restores all memory first");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = restored(&host, "c", &[])?;
     until("the server ends", || Ok(server(&host, "c")?.is_none()))?;
     let there = resident_kib(talker.pid()?)?;
@@ -112,7 +106,7 @@ fn memory_comes_by_itself_and_its_server_goes() -> Result<()> {
 fn what_a_process_does_with_memory_that_is_not_there_is_done() -> Result<()> {
     need!(OurShim, "containerd's own shim restores all memory first");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = restored(&host, "c", &[SLOWLY])?;
     // Each answer is right at once, and again when everything has come.
     for (number, act) in ["move", "forget", "unmap", "touch", "fork", "check", "fork"]
@@ -133,7 +127,7 @@ fn dump_waits_for_memory_that_is_not_there() -> Result<()> {
     need!(OurShim, "containerd's own shim restores all memory first");
     need!(Criu, "dumps");
     need!(CheckpointAgain, "dumps what was restored");
-    let host = host()?;
+    let host = Host::with_image()?;
     // 64 MiB in four seconds: the dump comes in the middle.
     let mut talker = restored(&host, "c", &["cedana.restore.fill-rate=16M"])?;
     assert!(
@@ -156,7 +150,7 @@ fn dump_waits_for_memory_that_is_not_there() -> Result<()> {
 fn container_whose_memory_never_comes_is_killed() -> Result<()> {
     need!(OurShim, "containerd's own shim restores all memory first");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let events = host.events()?;
     let mut talker = restored(&host, "c", &[SLOWLY])?;
     let server = server(&host, "c")?.context("a server of pages")?;
@@ -173,7 +167,7 @@ fn container_whose_memory_never_comes_is_killed() -> Result<()> {
 fn killed_container_takes_its_server_along() -> Result<()> {
     need!(OurShim, "containerd's own shim restores all memory first");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let talker = restored(&host, "c", &[SLOWLY])?;
     assert_eq!(talker.status()?, Status::Running);
     ensure!(server(&host, "c")?.is_some(), "no server");
@@ -185,7 +179,7 @@ fn killed_container_takes_its_server_along() -> Result<()> {
 fn container_is_restored_all_at_once_if_asked() -> Result<()> {
     need!(OurShim, "the annotation is ours");
     need!(Criu, "dumps");
-    let host = host()?;
+    let host = Host::with_image()?;
     let mut talker = restored(&host, "c", &["cedana.restore.lazy=false", SLOWLY])?;
     ensure!(server(&host, "c")?.is_none(), "a server of pages");
     let there = resident_kib(talker.pid()?)?;
