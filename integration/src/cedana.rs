@@ -1,13 +1,10 @@
 //! The `cedana` command as a test types it, and what its answers mean to a script.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use nix::pty::{Winsize, openpty};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -15,7 +12,7 @@ use serde_json::Value;
 use crate::attached::Attached;
 use crate::engine::{self, Said};
 use crate::host::Host;
-use crate::stdio::within;
+use crate::on_terminal::OnTerminal;
 
 const PROGRAM: &str = "cedana";
 
@@ -98,40 +95,12 @@ impl Cedana {
         Attached::start(&mut self.command(args))
     }
 
-    /// Runs it to its end with a terminal for all its streams; returns its exit code and all that it wrote there.
+    /// Starts it with a terminal for all its streams.
     ///
     /// # Errors
-    /// It cannot be started, or hangs.
-    pub fn run_on_terminal(&self, args: &[&str]) -> Result<(i32, String)> {
-        let size = Winsize {
-            ws_row: 40,
-            ws_col: 160,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        let pty = openpty(Some(&size), None).context("open a terminal")?;
-        let end = || pty.slave.try_clone().map(Stdio::from);
-        let mut child = self
-            .command(args)
-            .stdin(end()?)
-            .stdout(end()?)
-            .stderr(end()?)
-            .spawn()
-            .context("start cedana")?;
-        drop(pty.slave);
-        let master = File::from(pty.master);
-        let shown = within(engine::CLIENT_DEADLINE, move || {
-            let mut bytes = Vec::new();
-            // When the last one closes the other end, reading fails with EIO.
-            let _end = (&master).read_to_end(&mut bytes);
-            String::from_utf8_lossy(&bytes).into_owned()
-        });
-        if shown.is_none() {
-            child.kill().context("kill it")?;
-        }
-        let status = child.wait().context("wait for it")?;
-        let shown = shown.with_context(|| format!("cedana {} does not end", args.join(" ")))?;
-        Ok((status.code().unwrap_or(-1), shown))
+    /// It cannot be started.
+    pub fn start_on_terminal(&self, args: &[&str]) -> Result<OnTerminal> {
+        OnTerminal::start(&mut self.command(args))
     }
 
     /// What it prints when all is well.

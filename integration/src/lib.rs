@@ -18,6 +18,7 @@ pub mod leftovers;
 pub mod messages;
 pub mod metrics;
 pub mod need;
+pub mod on_terminal;
 pub mod registry;
 pub mod shim_api;
 pub mod spoken;

@@ -111,6 +111,18 @@ impl Output {
         output
     }
 
+    /// Reads a terminal by its master in the background, until nobody has its other end.
+    pub fn of_terminal(master: File) -> Self {
+        let output = Self::default();
+        let shared = output.clone();
+        let _reader = std::thread::spawn(move || {
+            // The end is the error EIO.
+            shared.fill(master);
+            shared.end();
+        });
+        output
+    }
+
     /// Waits until `text` has arrived.
     pub fn wait_for(&self, text: &str) -> Result<()> {
         let arrived = |state: &State| contains(&state.bytes, text.as_bytes());

@@ -354,11 +354,21 @@ fn progress_is_shown_on_a_terminal() -> Result<()> {
     let mut talker = Talker::run(&host, "shown", WORKLOAD, &["memory", MUCH_MEMORY_MIB], &[])?;
     let into = host.made_dir("checkpoints")?;
     let dump = ["dump", "job", "shown", "--leave-running", "--dir", &into];
-    let (code, shown) = Cedana::new().run_on_terminal(&[&dump[..], &["--compression", "tar"]].concat())?;
+    let init = talker.pid()?;
+    let dumping = Cedana::new().start_on_terminal(&[&dump[..], &["--compression", "tar"]].concat())?;
+    // However fast the dump is, the line is there to be seen.
+    let mut criu = None;
+    eventually("CRIU holds the init", SHORT, || {
+        criu = tracer(init);
+        criu.is_some()
+    })?;
+    let criu = criu.context("CRIU")?;
+    kill(criu, Signal::SIGSTOP)?;
+    let shows = ["MiB", "/s", "save"].map(|part| dumping.shown().wait_for(part));
+    kill(criu, Signal::SIGCONT)?;
+    shows.into_iter().collect::<Result<()>>()?;
+    let (code, shown) = dumping.end()?;
     assert_eq!(code, 0, "{shown}");
-    for part in ["MiB", "/s", "save"] {
-        ensure!(shown.contains(part), "no {part:?} in {shown:?}");
-    }
     let last = shown.lines().last().unwrap_or_default();
     ensure!(
         last.contains(&format!("Dumped to {into}/dump-containerd-shown-")),
