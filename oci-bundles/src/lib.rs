@@ -6,6 +6,7 @@
 //!  Create.rootfs -------mounts--> <bundle>/rootfs    (undone when one of them fails)
 //!  overlay's upper <----rootfs--> rootfs-diff.tar     (the same)
 //!  <checkpoint>/ <----archive---> <checkpoint>.tar.zst (feature `archive`; not in the shim)
+//!  <checkpoint>/* <---layout----> where each part lies
 //!  <any of them> --checkpoint--> manifest, verdict    (the same)
 //! ```
 //!
@@ -20,6 +21,7 @@ pub mod spec;
 
 pub mod mounts;
 
+pub mod layout;
 pub mod manifest;
 
 #[cfg(feature = "archive")]
