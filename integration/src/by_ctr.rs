@@ -185,5 +185,7 @@ pub fn restore(host: &Host, id: &str, image: &str) -> Result<Said> {
 
 /// Whether a directory holds a dump.
 pub fn holds_images(dir: &Path) -> bool {
-    dir.join("inventory.img").is_file()
+    ["inventory.img", "checkpoint/inventory.img"]
+        .iter()
+        .any(|name| dir.join(name).is_file())
 }

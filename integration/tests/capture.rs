@@ -109,7 +109,7 @@ fn memory_comes_back_as_it_was_and_zeros_take_no_room() -> Result<()> {
     let manifest: Value = serde_json::from_slice(&fs::read(path.join("cedana.json"))?)?;
     let parts = manifest["parts"].as_array().context("the files")?;
     ensure!(
-        parts.iter().any(|part| part["path"] == "pages-1.img"),
+        parts.iter().any(|part| part["path"] == "checkpoint/pages-1.img"),
         "{manifest}"
     );
     for part in parts {
@@ -118,7 +118,7 @@ fn memory_comes_back_as_it_was_and_zeros_take_no_room() -> Result<()> {
         ensure!(metadata.is_file(), "{name} is a file");
         assert_eq!(Some(metadata.len()), part["size"].as_u64(), "{name}");
     }
-    for entry in fs::read_dir(&path)? {
+    for entry in fs::read_dir(path.join("checkpoint"))? {
         let entry = entry?;
         ensure!(
             entry.file_type()?.is_file(),
@@ -188,7 +188,10 @@ fn a_dump_that_is_given_up_late_was_never_made_or_is_whole() -> Result<()> {
     let socket = bed.socket()?;
     for round in 0..ROUNDS {
         let path = bed.host.dir().join(format!("round-{round}"));
-        let staging = path.join(".cedana-partial");
+        let staging = bed
+            .host
+            .dir()
+            .join(format!(".round-{round}.cedana-partial/checkpoint"));
         let answer = thread::scope(|scope| -> Result<_> {
             let dumping = scope.spawn(|| bed.dump(&path, false));
             // Each round a little later: while it is written, as it is complete, when CRIU ends the container.

@@ -78,7 +78,7 @@ fn what_was_dumped_is_good_in_each_form_until_a_byte_of_it_changes() -> Result<(
         let path = dump(&counter, &into, form)?;
         assert_eq!(verified(&path)?, ("good".to_owned(), vec![], 0), "{form}");
         let file = match form {
-            "none" => Path::new(&path).join("pages-1.img"),
+            "none" => Path::new(&path).join("checkpoint/pages-1.img"),
             _ => PathBuf::from(&path),
         };
         let middle = fs::metadata(&file)?.len() / 2;
@@ -87,7 +87,7 @@ fn what_was_dumped_is_good_in_each_form_until_a_byte_of_it_changes() -> Result<(
         assert_eq!((status.as_str(), code), ("damaged", code::FAILED), "{form}");
         ensure!(!problems.is_empty(), "{form}: nothing is said");
         if form == "none" {
-            is_damaged(&path, "pages-1.img was changed")?;
+            is_damaged(&path, "checkpoint/pages-1.img was changed")?;
         }
     }
     counter.goes_on()
@@ -107,11 +107,11 @@ fn what_is_missing_or_cut_is_found_and_not_restored() -> Result<()> {
         dump(&counter, &into, "none")?,
     );
     let packed = dump(&counter, &into, "zstd")?;
-    cut(&Path::new(&shorter).join("pages-1.img"))?;
-    fs::remove_file(Path::new(&lacking).join("core-1.img"))?;
+    cut(&Path::new(&shorter).join("checkpoint/pages-1.img"))?;
+    fs::remove_file(Path::new(&lacking).join("checkpoint/core-1.img"))?;
     cut(Path::new(&packed))?;
-    is_damaged(&shorter, "pages-1.img has ")?;
-    is_damaged(&lacking, "core-1.img is missing")?;
+    is_damaged(&shorter, "checkpoint/pages-1.img has ")?;
+    is_damaged(&lacking, "checkpoint/core-1.img is missing")?;
     ensure!(verified(&packed)?.2 == code::FAILED);
     // Others of this machine may be damaged too.
     ensure!(cedana.run(&["checkpoint", "verify", "--all"])?.code == code::FAILED);
@@ -122,8 +122,8 @@ fn what_is_missing_or_cut_is_found_and_not_restored() -> Result<()> {
     counter.kill()?;
     let ended = counter.seen()?;
     for (path, problem) in [
-        (&shorter, "pages-1.img has "),
-        (&lacking, "core-1.img is missing"),
+        (&shorter, "checkpoint/pages-1.img has "),
+        (&lacking, "checkpoint/core-1.img is missing"),
     ] {
         let start = Instant::now();
         cedana.fails(
@@ -216,7 +216,7 @@ fn the_last_good_one_of_a_job_is_not_removed() -> Result<()> {
     ensure!(Path::new(&first).exists() && Path::new(&second).exists());
     cedana.says(&["checkpoint", "rm", &first])?;
     ensure!(beside.exists(), "what is not of the checkpoint stays");
-    ensure!(!Path::new(&first).join("inventory.img").exists());
+    ensure!(!Path::new(&first).join("checkpoint/inventory.img").exists());
     cedana.fails(
         &["checkpoint", "rm", &second],
         code::WRONG_STATE,
@@ -260,7 +260,7 @@ fn prune_keeps_what_it_was_told_to() -> Result<()> {
     prune(&["--older-than", "1h", "-y"])?;
     assert_eq!(left(), [true; 4]);
     // The newest is damaged: it is none of those that are kept.
-    cut(&Path::new(&paths[3]).join("pages-1.img"))?;
+    cut(&Path::new(&paths[3]).join("checkpoint/pages-1.img"))?;
     prune(&["--keep", "2", "-y"])?;
     assert_eq!(left(), [false, true, true, false]);
     let told = prune(&["--max-size", "0", "-y"])?;
@@ -317,11 +317,11 @@ fn a_checkpoint_goes_through_all_forms_and_is_restored() -> Result<()> {
     counter.continues(dumped, ended)?;
 
     // What is damaged is not made to look good.
-    flip(&Path::new(&path).join("pages-1.img"), 100)?;
+    flip(&Path::new(&path).join("checkpoint/pages-1.img"), 100)?;
     cedana.fails(
         &["convert", &path, "--to", "gzip", "--remove"],
         code::FAILED,
-        "pages-1.img was changed",
+        "checkpoint/pages-1.img was changed",
     )?;
     ensure!(Path::new(&path).exists());
     assert_eq!(fs::read_dir(&into)?.count(), 2);

@@ -48,7 +48,7 @@ fn leave_running_keeps_a_checkpoint_and_the_container() -> Result<()> {
         "{path}"
     );
     ensure!(
-        Path::new(&path).join("inventory.img").is_file(),
+        Path::new(&path).join("checkpoint/inventory.img").is_file(),
         "no images in {path}"
     );
     assert_eq!(entries(&into)?.len(), 1, "nothing but the checkpoint is there");

@@ -195,7 +195,7 @@ fn a_broken_checkpoint_is_no_fresh_start() -> Result<()> {
     let into = host.made_dir("checkpoints")?;
     let good = cedana.dump(&["broken", "--dir", &into, "--leave-running", "--name", "good"])?;
     let bad = cedana.dump(&["broken", "--dir", &into, "--name", "bad"])?;
-    for image in fs::read_dir(&bad)?.flatten() {
+    for image in fs::read_dir(Path::new(&bad).join("checkpoint"))?.flatten() {
         if image.file_name().to_string_lossy().starts_with("core-") {
             fs::write(image.path(), "garbage")?;
         }

@@ -146,12 +146,12 @@ fn a_restore_in_place_that_fails_leaves_it_stopped_and_can_be_repeated() -> Resu
     )?;
     let status = container.wait()?;
     let aside = host.dir().join("aside");
-    fs::rename(path.join("pstree.img"), &aside)?;
+    fs::rename(path.join("checkpoint/pstree.img"), &aside)?;
     let restore = json!({ "id": "c", "path": path });
     refused(call_job(&socket, "Restore", &restore))?;
     assert_eq!(container.status()?, Status::Stopped);
     assert_eq!(container.wait()?, status);
-    fs::rename(&aside, path.join("pstree.img"))?;
+    fs::rename(&aside, path.join("checkpoint/pstree.img"))?;
     call_job(&socket, "Restore", &restore)?;
     goes_on(&log)?;
     assert_eq!(container.kill_and_delete()?, 137);

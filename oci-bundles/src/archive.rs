@@ -44,7 +44,7 @@ use std::path::{Path, PathBuf};
 pub use form::{Form, detect};
 pub use limits::Limits;
 pub use pack::{Packed, Part, pack};
-pub use unpack::{Unpacked, read_file, unpack, verify};
+pub use unpack::{Unpacked, read_file, read_files, unpack, verify};
 
 /// How far packing or unpacking has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

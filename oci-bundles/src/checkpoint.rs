@@ -17,13 +17,11 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 
 use crate::archive::{self, ArchiveError, Form};
+use crate::layout::{INVENTORY, Layout, Shape};
 use crate::manifest::{self, Difference, Manifest, ManifestError};
 
 pub use convert::{Converted, convert};
 pub use verify::{Verdict, parts, verify};
-
-/// What every directory of process images has.
-pub const INVENTORY: &str = "inventory.img";
 
 /// Where in an archive the manifest is looked for, in bytes: all files of less than 1 MiB stand before the memory.
 const WITHIN: u64 = 256 << 20;
@@ -96,7 +94,7 @@ pub fn look(path: &Path) -> Result<Option<Manifest>, CheckpointError> {
     match archive::detect(path)? {
         Form::Directory => {
             let size_of = |name: &Path| size(&path.join(name));
-            if size_of(Path::new(INVENTORY)).is_none() {
+            if Layout::find(path).is_none() {
                 return Err(CheckpointError::NoCheckpoint(path.to_owned()));
             }
             if let Some(first) = found.as_ref().and_then(|manifest| manifest.misfit(size_of)) {
@@ -107,13 +105,23 @@ pub fn look(path: &Path) -> Result<Option<Manifest>, CheckpointError> {
         // One with a manifest was packed from a directory that had all, and read back.
         _ if found.is_some() => {}
         _ => {
-            let inventory = Path::new(INVENTORY);
-            if archive::read_file(path, inventory, INVENTORY_BYTES_MAX, WITHIN)?.is_none() {
+            if archive_shape(path)?.is_none() {
                 return Err(CheckpointError::NoCheckpoint(path.to_owned()));
             }
         }
     }
     Ok(found)
+}
+
+/// The shape of an archive without a manifest. It is read until there is an inventory.
+fn archive_shape(path: &Path) -> Result<Option<Shape>, ArchiveError> {
+    for shape in Shape::ALL {
+        let inventory = shape.image(INVENTORY);
+        if archive::read_file(path, &inventory, INVENTORY_BYTES_MAX, WITHIN)?.is_some() {
+            return Ok(Some(shape));
+        }
+    }
+    Ok(None)
 }
 
 fn parse(path: &Path, text: Option<&[u8]>) -> Result<Option<Manifest>, CheckpointError> {
@@ -152,6 +160,19 @@ mod samples {
     use std::path::{Path, PathBuf};
 
     use crate::manifest::{Digest, Manifest, NAME, Part};
+
+    /// The same checkpoint in the nested shape.
+    pub fn nest(dir: &Path) {
+        let text = fs::read(dir.join(NAME)).expect("a manifest");
+        let mut manifest = Manifest::parse(&text).expect("a manifest");
+        fs::create_dir(dir.join("checkpoint")).expect("a directory");
+        for part in &mut manifest.parts {
+            let nested = Path::new("checkpoint").join(&part.path);
+            fs::rename(dir.join(&part.path), dir.join(&nested)).expect("moved");
+            part.path = nested;
+        }
+        fs::write(dir.join(NAME), manifest.text().expect("text")).expect("a manifest");
+    }
 
     /// A checkpoint of three files in a directory.
     pub fn directory(at: &Path) -> PathBuf {
@@ -204,9 +225,18 @@ mod tests {
             said.ends_with("core-1.img has 4999 bytes instead of 5000"),
             "{said}"
         );
+        fs::write(dir.join("core-1.img"), [1; 5000]).expect("a file");
+        samples::nest(&dir);
+        assert_eq!(look(&dir).expect("whole").expect("a manifest").parts.len(), 3);
+        fs::write(dir.join("checkpoint/core-1.img"), [9; 4999]).expect("a file");
+        assert!(matches!(look(&dir), Err(CheckpointError::Damaged { .. })));
         fs::remove_file(dir.join(manifest::NAME)).expect("removed");
         assert!(look(&dir).expect("of another tool").is_none());
-        fs::remove_file(dir.join(INVENTORY)).expect("removed");
+        let bare = temporary.path().join("bare.tar");
+        let _packed =
+            archive::pack(&dir, &bare, Form::Tar, &mut |_| ControlFlow::Continue(())).expect("packed");
+        assert!(look(&bare).expect("of another tool").is_none());
+        fs::remove_file(dir.join("checkpoint").join(INVENTORY)).expect("removed");
         assert!(matches!(look(&dir), Err(CheckpointError::NoCheckpoint(_))));
         fs::write(dir.join(manifest::NAME), r#"{"schema": 9}"#).expect("a file");
         assert!(matches!(look(&dir), Err(CheckpointError::Manifest { .. })));

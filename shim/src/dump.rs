@@ -12,11 +12,11 @@
 //!   iptables, 70 of the 130 ms of a dump of a frozen container. Looked at while frozen, the answer holds.
 //! - *wake stopped tasks*: under cgroup v1, CRIU hangs for good on a task that is both stopped (SIGTSTP, SIGSTOP) and
 //!   frozen. Continuing it while it is frozen changes nothing but that; it is stopped again before anything thaws.
-//! - *save* goes into a directory of its own inside the image directory: CRIU leaves the files of an earlier dump
-//!   beside its own, and a dump that fails must not have spoilt the one that was there.
+//! - *save* goes into a directory of its own, inside the image directory or, for a nested checkpoint, beside it: CRIU leaves the files
+//!   of an earlier dump beside its own, and a dump that fails must not have spoilt the one that was there.
 //! - *let go on*: a container that goes on does not stand still while its images are written to the disk.
 //! - *write out* digests every file for the manifest, and syncs it; pages that a worker took come with their digests.
-//! - the images are complete when they are renamed into place: that is the commit.
+//! - the checkpoint is complete when it is renamed into place: that is the commit.
 //!
 //! Invariants: when a dump fails, the application goes on as it was, paused if it was paused; only when CRIU has ended it, as
 //! a dump with exit has it do, and the commit fails, its images stay where the error says. CRIU itself puts the
@@ -27,6 +27,7 @@ mod commit;
 mod describe;
 mod error;
 pub(crate) mod hold;
+mod names;
 mod parts;
 mod save;
 mod steps;
@@ -37,6 +38,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use jobs::record::{Checkpoint, Origin};
+use oci_bundles::layout::{Layout, Shape};
 
 use crate::cgroup::Cgroup;
 use crate::criu::Criu;
@@ -60,8 +62,10 @@ pub struct CheckpointOptions {
     /// The client sent options at all. Under a runtime name other than `io.containerd.runc.v2`, docker, nerdctl and CRI
     /// send none: the settings say then whether the container ends.
     pub said: bool,
-    /// Where the images go.
+    /// Where the checkpoint goes.
     pub image_path: PathBuf,
+    /// How its parts lie there: the Task API says where the images go, so for it they are flat.
+    pub shape: Shape,
     /// That directory must not be there yet.
     pub new_directory: bool,
     /// What the client calls the container.
@@ -141,8 +145,8 @@ pub struct Dumped {
 struct Dumping<'j> {
     job: &'j DumpJob,
     criu: Option<Criu>,
-    /// Where CRIU writes the images before the commit.
-    staging: PathBuf,
+    /// What is written before the commit: CRIU's images, and the rest.
+    staging: Layout,
     /// Where its log goes.
     work: PathBuf,
     /// The image directory, for this dump alone.

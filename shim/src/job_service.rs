@@ -9,6 +9,7 @@ use jobs::wire::{
     CANCEL, DUMP, DumpAnswer, DumpRequest, Empty, FREEZE, MESSAGE_BYTES_MAX, PROGRESS, ProgressAnswer,
     ProgressRequest, RESTORE, RestoreAnswer, RestoreRequest, SERVICE, STATUS, StatusAnswer, THAW, Target,
 };
+use oci_bundles::layout::Shape;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ttrpc::r#async::{MethodHandler, Service, TtrpcContext};
@@ -112,6 +113,7 @@ impl Method {
         let options = Box::new(CheckpointOptions {
             said: true,
             image_path: request.path,
+            shape: Shape::Nested,
             new_directory: true,
             name: request.name,
             exit: !request.leave_running,

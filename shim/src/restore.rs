@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use nix::sys::signal::Signal;
+use oci_bundles::layout::{Extra, Layout};
 use oci_bundles::mounts;
 use oci_bundles::spec::SpecView;
 
@@ -39,9 +40,6 @@ use crate::worker::page_server::Filling;
 
 pub use error::{RestoreCause, RestoreError};
 
-/// The file beside the images by which CRI says that the writable layer is not there yet.
-const ROOTFS_DIFF: &str = "rootfs-diff.tar";
-
 /// When a restore has to happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RestoreAt {
@@ -51,10 +49,11 @@ pub enum RestoreAt {
     Start,
 }
 
-/// When the checkpoint in this image directory has to be restored.
-pub fn when(image_path: &Path) -> RestoreAt {
-    match image_path.parent() {
-        Some(parent) if parent.join(ROOTFS_DIFF).exists() => RestoreAt::Start,
+/// When the checkpoint in this directory has to be restored. CRI names the images in a nested checkpoint, and the writable layer beside
+/// them is not there yet.
+pub fn when(checkpoint: &Path) -> RestoreAt {
+    match checkpoint.parent() {
+        Some(parent) if parent.join(Extra::RootfsDiff.name()).exists() => RestoreAt::Start,
         _ => RestoreAt::Create,
     }
 }
@@ -70,8 +69,8 @@ pub struct RestoreJob {
     pub id: String,
     /// Its bundle, the root file system mounted.
     pub bundle: PathBuf,
-    /// The images.
-    pub image_path: PathBuf,
+    /// The checkpoint: its directory, or that of its images alone.
+    pub checkpoint: PathBuf,
     /// Where CRIU's log goes; none for a directory that is removed after success.
     pub work_path: Option<PathBuf>,
     /// The init's stdio: anonymous pipes, in the places they had at the dump.
@@ -106,7 +105,8 @@ struct Restoring {
     namespace: String,
     id: String,
     bundle: PathBuf,
-    image_path: PathBuf,
+    /// The checkpoint; flat until it was looked at.
+    layout: Layout,
     work: PathBuf,
     owns_work: bool,
     spec: SpecView,
@@ -310,7 +310,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let images = dir.path().join("checkpoint");
         assert_eq!(when(&images), RestoreAt::Create);
-        std::fs::write(dir.path().join(ROOTFS_DIFF), "").expect("write");
+        std::fs::write(dir.path().join(Extra::RootfsDiff.name()), "").expect("write");
         assert_eq!(when(&images), RestoreAt::Start);
         assert_eq!(when(Path::new("/")), RestoreAt::Create);
     }

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::shim::oci;
+use oci_bundles::layout::Shape;
 use oci_bundles::mounts::Mount;
 use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
@@ -130,6 +131,7 @@ pub fn checkpoint(request: api::CheckpointTaskRequest) -> Result<CheckpointOptio
         work_path: said.work_path,
         parent_path,
         new_directory: false,
+        shape: Shape::Flat,
         name: None,
     })
 }

@@ -10,6 +10,7 @@ use jobs::registry::{OnDisk, Registry};
 use jobs::spool::Spool;
 use jobs::wire::{self, StatusAnswer, Target};
 use oci_bundles::checkpoint;
+use oci_bundles::layout::{Layout, Shape};
 use oci_bundles::manifest::Manifest;
 use tokio::time::timeout;
 
@@ -170,9 +171,16 @@ fn small(path: &Path, bytes_max: u64) -> Option<Vec<u8>> {
 
 /// The bytes of the files of a checkpoint.
 pub fn size(path: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(path) else {
+    if !path.is_dir() {
         return fs::metadata(path).map_or(0, |file| file.len());
-    };
+    }
+    let nested = Layout::find(path).filter(|layout| layout.shape() == Shape::Nested);
+    let images = nested.map_or(0, |layout| size_of_files(&layout.images()));
+    size_of_files(path).saturating_add(images)
+}
+
+fn size_of_files(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten();
     entries
         .take(FILES_MAX)
         .flatten()

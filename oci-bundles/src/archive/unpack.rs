@@ -1,6 +1,6 @@
 //! An archive out into a directory, or read through without one.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -72,6 +72,18 @@ pub fn read_file(
     bytes_max: u64,
     within: u64,
 ) -> Result<Option<Vec<u8>>, ArchiveError> {
+    let found = read_files(archive, &[name], bytes_max, within)?;
+    Ok(found.into_values().next())
+}
+
+/// Several small files of an archive, by their names: those of them that are among its first `within` bytes. What comes after
+/// the last of them is not read.
+pub fn read_files(
+    archive: &Path,
+    names: &[&Path],
+    bytes_max: u64,
+    within: u64,
+) -> Result<BTreeMap<PathBuf, Vec<u8>>, ArchiveError> {
     let form = detect_file(archive)?;
     let limits = Limits {
         bytes_max: within,
@@ -79,27 +91,22 @@ pub fn read_file(
     };
     let quiet = &mut |_| std::ops::ControlFlow::Continue(());
     let mut passage = Passage::new(archive, form, Step::Verify, &limits, quiet)?;
-    let (mut count, mut passed) = (0, 0u64);
-    while let Some(entry) = passage.next_entry()? {
-        if entry.path == name && entry.kind == Kind::File && entry.parts.is_none() {
-            if entry.size > bytes_max {
-                return Err(passage.too_large("bytes of one of its files", bytes_max));
-            }
-            let mut data = vec![0; entry.size as usize];
-            let mut rest = data.as_mut_slice();
-            while !rest.is_empty() {
-                let read = passage.reader.data(rest).map_err(|error| error.of(archive))?;
-                rest = rest.get_mut(read..).unwrap_or_default();
-            }
-            return Ok(Some(data));
-        }
+    let (mut count, mut passed, mut found) = (0, 0u64, BTreeMap::new());
+    while found.len() < names.len()
+        && let Some(entry) = passage.next_entry()?
+    {
         count += 1;
         passed = passed.saturating_add(entry.stored_bytes());
+        let is_wanted = names.contains(&entry.path.as_path()) && !found.contains_key(&entry.path);
+        if is_wanted && entry.kind == Kind::File && entry.parts.is_none() {
+            let data = passage.whole(&entry, bytes_max)?;
+            let _none = found.insert(entry.path, data);
+        }
         if count >= limits.entries_max || passed > within {
-            return Ok(None);
+            break;
         }
     }
-    Ok(None)
+    Ok(found)
 }
 
 /// Reads an archive back that was just written, and compares.
@@ -201,6 +208,20 @@ impl<'a, 'b> Passage<'a, 'b> {
 
     fn next_entry(&mut self) -> Result<Option<Entry>, ArchiveError> {
         self.reader.next_entry().map_err(|error| error.of(self.archive))
+    }
+
+    /// The bytes of a small file.
+    fn whole(&mut self, entry: &Entry, bytes_max: u64) -> Result<Vec<u8>, ArchiveError> {
+        if entry.size > bytes_max {
+            return Err(self.too_large("bytes of one of its files", bytes_max));
+        }
+        let mut data = vec![0; entry.size as usize];
+        let mut rest = data.as_mut_slice();
+        while !rest.is_empty() {
+            let read = self.reader.data(rest).map_err(|error| error.of(self.archive))?;
+            rest = rest.get_mut(read..).unwrap_or_default();
+        }
+        Ok(data)
     }
 
     fn one(&mut self, entry: Entry, out: &mut Option<&mut Out<'_>>) -> Result<(), ArchiveError> {

@@ -5,9 +5,10 @@ use std::fs;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use super::{CheckpointError, INVENTORY, manifest, open, size};
+use super::{CheckpointError, manifest, open, size};
 use crate::archive::pack::tell;
 use crate::archive::{self, ArchiveError, Form, Limits, OnProgress, Progress, Step};
+use crate::layout::{Extra, INVENTORY, Layout, Shape};
 use crate::manifest::{Difference, Digest, Manifest, NAME, Part};
 
 /// Bytes read at once.
@@ -58,7 +59,7 @@ pub fn verify(
             (read.parts.into_iter().map(part).collect(), read.bytes)
         }
     };
-    let has_inventory = found.iter().any(|part| part.path == Path::new(INVENTORY));
+    let has_inventory = Shape::of_names(found.iter().map(|part| part.path.as_path())).is_some();
     let mut verdict = Verdict {
         form,
         manifest,
@@ -135,7 +136,8 @@ fn directory(
     Ok((found, reading.progress.done))
 }
 
-/// The files of a directory that has no manifest yet, for one, by name. Directories in it are passed over: CRIU makes none.
+/// The files of a directory that has no manifest yet, for one, by name. Other directories in it than that of the images are passed
+/// over: CRIU makes none.
 ///
 /// # Errors
 /// One of them cannot be read.
@@ -160,21 +162,31 @@ fn unread(path: PathBuf, size: u64) -> Part {
 /// The names in a directory that could be a dump's.
 fn images(dir: &Path) -> Result<Vec<PathBuf>, ArchiveError> {
     let mut names = files(dir)?;
-    names.retain(|name| name.extension().is_some_and(|end| end == "img"));
+    let tars = [Extra::RootfsDiff, Extra::DevShm].map(|extra| Path::new(extra.name()));
+    names.retain(|name| name.extension().is_some_and(|end| end == "img") || tars.contains(&name.as_path()));
     Ok(names)
 }
 
-/// The names of the files in a directory, sorted.
+/// The names of the files in the directory of a checkpoint, from there, sorted.
 fn files(dir: &Path) -> Result<Vec<PathBuf>, ArchiveError> {
+    let mut names = files_of(dir, Shape::Flat)?;
+    if let Some(layout) = Layout::find(dir).filter(|layout| layout.shape() == Shape::Nested) {
+        names.extend(files_of(&layout.images(), Shape::Nested)?);
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Those in one directory of it.
+fn files_of(dir: &Path, shape: Shape) -> Result<Vec<PathBuf>, ArchiveError> {
     let failed = |error| ArchiveError::storage("read", dir, error);
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).map_err(failed)?.take(NAMES_MAX) {
         let entry = entry.map_err(failed)?;
         if entry.file_type().map_err(failed)?.is_file() {
-            names.push(PathBuf::from(entry.file_name()));
+            names.push(shape.image(entry.file_name()));
         }
     }
-    names.sort();
     Ok(names)
 }
 
@@ -253,10 +265,32 @@ mod tests {
 
     #[test]
     fn what_is_as_it_was_made_is_good_in_both_forms() {
-        for verdict in both(|_| {}) {
+        for verdict in both(|_| {}).into_iter().chain(both(samples::nest)) {
             assert_eq!(told(&verdict), [""; 0], "{:?}", verdict.form);
             assert!(verdict.is_vouched_for() && verdict.extra.is_empty());
             assert!(verdict.bytes >= 3 << 20);
+        }
+    }
+
+    #[test]
+    fn a_nested_one_of_another_tool_is_seen_to_be_there() {
+        for verdict in both(|dir| {
+            samples::nest(dir);
+            fs::remove_file(dir.join(NAME)).expect("removed");
+        }) {
+            assert_eq!(told(&verdict), [""; 0], "{:?}", verdict.form);
+            assert!(verdict.manifest.is_none() && verdict.bytes >= 3 << 20);
+        }
+        let flip = |dir: &Path| {
+            samples::nest(dir);
+            fs::write(dir.join("checkpoint/core-1.img"), [9; 5000]).expect("a file");
+        };
+        for verdict in both(flip) {
+            let told = told(&verdict);
+            assert!(
+                told[0].starts_with("checkpoint/core-1.img was changed"),
+                "{told:?}"
+            );
         }
     }
 

@@ -296,7 +296,7 @@ pub(super) async fn restore_init(
         namespace: facts.namespace.clone(),
         id: facts.id.clone(),
         bundle: facts.bundle.clone(),
-        image_path: checkpoint,
+        checkpoint,
         work_path,
         stdio: prepared.child_stdio(),
         console_socket: prepared.console_socket().map(Path::to_owned),

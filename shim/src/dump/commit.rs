@@ -1,143 +1,29 @@
 //! From a finished dump to one in its place.
 //!
 //! ```text
-//!   .cedana-partial/*  --sync-->  --rename: images, then inventory, then manifest-->  --remove what only an older dump had--> sync
+//!   flat    .cedana-partial/*  --sync-->  --rename: images, then inventory, then manifest-->  --remove what only an older dump had--> sync
+//!   nested  .NAME.cedana-partial/  --sync-->  --rename--> NAME/  --sync the directory they are in-->
 //! ```
+//!
+//! A nested dump has a directory of its own, so it is there with one rename, and not before.
 //!
 //! The image directory may be a user's, with files of theirs beside the images: what is removed from it bears a name CRIU
 //! gives, and only where an inventory says that a dump was there.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use oci_bundles::layout::{INVENTORY, Layout, Shape};
+
 use super::DumpCause;
+use super::names::is_image;
+use super::target::Target;
 use crate::criu::manifest;
+use crate::progress::size_of;
 
-/// The file every dump has.
-const INVENTORY: &str = "inventory.img";
-
-/// runc's, beside the images.
-const DESCRIPTORS: &str = "descriptors.json";
-
-/// What CRIU's images are called, up to a number or `.img` (its `image-desc.c`, version 4.2).
-const KINDS: [&str; 85] = [
-    "amdgpu-kfd",
-    "amdgpu-pages",
-    "amdgpu-renderD",
-    "apparmor",
-    "autofs",
-    "binfmt-misc",
-    "bpfmap-data",
-    "bpfmap-file",
-    "cgroup",
-    "core",
-    "cpuinfo",
-    "creds",
-    "eventfd",
-    "eventpoll",
-    "eventpoll-tfd",
-    "ext-files",
-    "fanotify",
-    "fanotify-mark",
-    "fdinfo",
-    "fifo",
-    "fifo-data",
-    "filelocks",
-    "files",
-    "fs",
-    "ghost-file",
-    "ids",
-    "ifaddr",
-    "inetsk",
-    "inotify",
-    "inotify-wd",
-    "inventory",
-    "ip6tables",
-    "ipcns-msg",
-    "ipcns-sem",
-    "ipcns-shm",
-    "ipcns-var",
-    "iptables",
-    "irmap-cache",
-    "itimers",
-    "mm",
-    "mountpoints",
-    "netdev",
-    "netlinksk",
-    "netns",
-    "netns-ct",
-    "netns-exp",
-    "nftables",
-    "ns-files",
-    "packetsk",
-    "pagemap",
-    "pagemap-shmem",
-    "pages",
-    "pages-shmem",
-    "pidns",
-    "pipes",
-    "pipes-data",
-    "posix-timers",
-    "pstree",
-    "reg-files",
-    "remap-fpath",
-    "rlimit",
-    "route",
-    "route6",
-    "rule",
-    "seccomp",
-    "sigacts",
-    "signal-p",
-    "signal-s",
-    "signalfd",
-    "sk-queues",
-    "stats-dump",
-    "stats-restore",
-    "tcp-stream",
-    "timens",
-    "timerfd",
-    "tmpfs",
-    "tmpfs-dev",
-    "tty",
-    "tty-data",
-    "tty-info",
-    "tunfile",
-    "unixsk",
-    "userns",
-    "utsns",
-    "vmas",
-];
-
-/// Whether a dump gives this name to a file of its own.
-pub fn is_image(name: &OsStr) -> bool {
-    let name = name.to_string_lossy();
-    if name == DESCRIPTORS || name == manifest::NAME {
-        return true;
-    }
-    let Some(stem) = name.strip_suffix(".img") else {
-        return false;
-    };
-    let stem = ["tar.gz", "gz"]
-        .iter()
-        .find_map(|end| stem.strip_suffix(end)?.strip_suffix('.'))
-        .unwrap_or(stem);
-    // `core-12`, `pages-shmem-1a`, `amdgpu-kfd-3`, `ghost-file-2f-1`.
-    let mut kind = stem;
-    loop {
-        if KINDS.contains(&kind) {
-            return true;
-        }
-        match kind.rsplit_once('-') {
-            Some((rest, number)) if is_number(number) => kind = rest,
-            _ => return false,
-        }
-    }
-}
-
-fn is_number(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
+/// What a dump is called before its commit, or what its name ends with: on the same file system, so that renames are all it takes.
+const PARTIAL: &str = ".cedana-partial";
 
 /// Refuses an image directory that could not take the dump, as long as nothing has happened to the container.
 ///
@@ -157,19 +43,88 @@ pub fn check_target(images: &Path) -> Result<(), DumpCause> {
     Ok(())
 }
 
+/// Where a dump is written before it is committed to this path.
+pub fn staging(dest: &Path, shape: Shape) -> Layout {
+    let root = match shape {
+        Shape::Flat => dest.join(PARTIAL),
+        Shape::Nested => {
+            let mut name = OsString::from(".");
+            name.push(dest.file_name().unwrap_or_default());
+            name.push(PARTIAL);
+            dest.with_file_name(name)
+        }
+    };
+    Layout::new(root, shape)
+}
+
+/// Takes the directory in which a nested dump is written. What a dump left there whose shim died goes.
+///
+/// # Errors
+/// Its destination is there, another dump is under way to it, or what the file system says.
+pub fn prepare_nested(staging: &Layout, dest: &Path) -> Result<Target, DumpCause> {
+    if fs::symlink_metadata(dest).is_ok() {
+        return Err(DumpCause::Exists(dest.to_owned()));
+    }
+    let mut target = Target::claim(staging.root(), false)?;
+    // Nobody else gives a directory this name.
+    target.made = true;
+    for name in entries(staging.root())? {
+        let path = staging.root().join(name);
+        let removed = match fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir()) {
+            true => fs::remove_dir_all(&path),
+            false => fs::remove_file(&path),
+        };
+        removed.map_err(DumpCause::files("remove", &path))?;
+    }
+    let images = staging.images();
+    fs::create_dir(&images).map_err(DumpCause::files("make", &images))?;
+    Ok(target)
+}
+
+/// The bytes of a dump's files.
+pub fn size(dump: &Layout) -> u64 {
+    let images = match dump.shape() {
+        Shape::Flat => 0,
+        Shape::Nested => size_of(&dump.images()),
+    };
+    size_of(dump.root()).saturating_add(images)
+}
+
 /// Writes a dump out to the disk.
 ///
 /// # Errors
 /// What the file system says.
-pub fn sync_all(staging: &Path) -> Result<(), DumpCause> {
-    sync(staging, &entries(staging)?)
+pub fn sync_all(staging: &Layout) -> Result<(), DumpCause> {
+    if staging.shape() == Shape::Nested {
+        let images = staging.images();
+        sync(&images, &entries(&images)?)?;
+    }
+    sync(staging.root(), &entries(staging.root())?)
 }
 
-/// Moves a complete dump from its staging directory to the images, in place of an earlier one.
+/// Moves a complete dump from where it was staged to where it belongs: a flat one in place of an earlier one.
 ///
 /// # Errors
-/// What the file system says. What was moved is moved back then, so that the dump is complete where it was.
-pub fn into_place(staging: &Path, images: &Path) -> Result<(), DumpCause> {
+/// What the file system says. The dump is complete where it was then.
+pub fn into_place(staging: &Layout, dest: &Path) -> Result<(), DumpCause> {
+    match staging.shape() {
+        Shape::Flat => merge(staging.root(), dest),
+        Shape::Nested => take_name(staging.root(), dest),
+    }
+}
+
+/// The name was free when the dump began; if something is there now, the rename fails, unless that is an empty directory.
+fn take_name(staging: &Path, dest: &Path) -> Result<(), DumpCause> {
+    fs::rename(staging, dest).map_err(DumpCause::files("move into place", staging))?;
+    let parent = dest.parent().unwrap_or(Path::new("/"));
+    if let Err(error) = File::open(parent).and_then(|parent| parent.sync_all()) {
+        tracing::warn!(dump = %dest.display(), %error, "the dump is complete, but may not be on the disk yet");
+    }
+    Ok(())
+}
+
+/// File by file, into a directory that may have others. What was moved is moved back if it cannot be done.
+fn merge(staging: &Path, images: &Path) -> Result<(), DumpCause> {
     let names = ordered(entries(staging)?);
     let old: Vec<OsString> = match images.join(INVENTORY).exists() {
         true => entries(images)?
@@ -225,17 +180,24 @@ fn move_back(staging: &Path, images: &Path, moved: &[OsString]) {
 }
 
 /// Gives the only copy of a container a name that the next dump does not clear away. Returns where it is.
-pub fn keep(staging: &Path, init: i32) -> PathBuf {
-    let kept = staging.with_file_name(format!("cedana-kept-{init}"));
-    match fs::rename(staging, &kept) {
+pub fn keep(staging: &Layout, dest: &Path, init: i32) -> PathBuf {
+    let kept = match staging.shape() {
+        Shape::Flat => dest.join(format!("cedana-kept-{init}")),
+        Shape::Nested => {
+            let mut name = dest.file_name().unwrap_or_default().to_owned();
+            name.push(format!(".cedana-kept-{init}"));
+            dest.with_file_name(name)
+        }
+    };
+    match fs::rename(staging.root(), &kept) {
         Ok(()) => kept,
-        Err(_) => staging.to_owned(),
+        Err(_) => staging.root().to_owned(),
     }
 }
 
 /// Whether CRIU came to the end of a dump here: the inventory is the last it writes before it ends the tasks.
-pub fn is_written(dir: &Path) -> bool {
-    dir.join(INVENTORY).exists()
+pub fn is_written(dump: &Layout) -> bool {
+    dump.has_images()
 }
 
 fn entries(dir: &Path) -> Result<Vec<OsString>, DumpCause> {
@@ -258,40 +220,17 @@ mod tests {
     }
 
     /// An image directory with these files, and a staged dump of the others.
-    fn dirs(old: &[&str], new: &[&str]) -> (tempfile::TempDir, PathBuf) {
+    fn dirs(old: &[&str], new: &[&str]) -> (tempfile::TempDir, Layout) {
         let images = tempfile::tempdir().expect("a temporary directory");
-        let staging = images.path().join("staging");
-        fs::create_dir(&staging).expect("make");
+        let staging = staging(images.path(), Shape::Flat);
+        fs::create_dir(staging.root()).expect("make");
         for name in old {
             fs::write(images.path().join(name), "old").expect("write");
         }
         for name in new {
-            fs::write(staging.join(name), "new").expect("write");
+            fs::write(staging.root().join(name), "new").expect("write");
         }
         (images, staging)
-    }
-
-    #[test]
-    fn names_of_crius_are_told_from_a_users() {
-        for (name, expected) in [
-            ("inventory.img", true),
-            ("core-12.img", true),
-            ("pages-1.img", true),
-            ("pagemap-shmem-1a2b.img", true),
-            ("tmpfs-dev-73.tar.gz.img", true),
-            ("ipcns-var-10.img", true),
-            ("route6-9.img", true),
-            ("descriptors.json", true),
-            ("cedana.json", true),
-            ("disk.img", false),
-            ("core.img.bak", false),
-            ("core-of-apple.img", false),
-            ("files.json", false),
-            ("photo-1.img", false),
-            (".img", false),
-        ] {
-            assert_eq!(is_image(OsStr::new(name)), expected, "{name}");
-        }
     }
 
     #[test]
@@ -345,9 +284,57 @@ mod tests {
         fs::create_dir_all(images.path().join("inventory.img/full")).expect("make");
         assert!(check_target(images.path()).is_err(), "refused before the dump");
         assert!(into_place(&staging, images.path()).is_err());
-        assert_eq!(names(&staging), ["cedana.json", "core-1.img", "inventory.img"]);
-        let kept = keep(&staging, 7);
+        assert_eq!(
+            names(staging.root()),
+            ["cedana.json", "core-1.img", "inventory.img"]
+        );
+        let kept = keep(&staging, images.path(), 7);
         assert_eq!(names(&kept).len(), 3);
-        assert!(is_written(&kept) && !staging.exists());
+        assert!(is_written(&Layout::new(kept, Shape::Flat)) && !staging.root().exists());
+    }
+
+    #[test]
+    fn a_nested_dump_is_there_with_one_rename() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let dest = home.path().join("saved");
+        let staging = staging(&dest, Shape::Nested);
+        // As a shim that was killed leaves it.
+        fs::create_dir_all(staging.root().join("checkpoint/more")).expect("make");
+        fs::write(staging.image("core-9.img"), "old").expect("write");
+        fs::write(staging.root().join("spec.dump"), "old").expect("write");
+        let target = prepare_nested(&staging, &dest).expect("prepared");
+        assert!(matches!(
+            prepare_nested(&staging, &dest),
+            Err(DumpCause::Refused(_))
+        ));
+        assert!(names(&staging.images()).is_empty() && !is_written(&staging));
+        for path in [staging.image(INVENTORY), staging.root().join(manifest::NAME)] {
+            fs::write(path, "12345").expect("write");
+        }
+        assert_eq!((is_written(&staging), size(&staging)), (true, 10));
+        assert!(!dest.exists());
+        sync_all(&staging).expect("on the disk");
+        into_place(&staging, &dest).expect("committed");
+        drop(target);
+        assert_eq!(names(home.path()), ["saved"]);
+        assert_eq!(names(&dest), ["cedana.json", "checkpoint"]);
+        assert!(matches!(
+            prepare_nested(&staging, &dest),
+            Err(DumpCause::Exists(_))
+        ));
+    }
+
+    #[test]
+    fn a_nested_dump_takes_the_place_of_nothing() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let dest = home.path().join("saved");
+        let staging = staging(&dest, Shape::Nested);
+        let _target = prepare_nested(&staging, &dest).expect("prepared");
+        fs::write(staging.image(INVENTORY), "").expect("write");
+        fs::create_dir_all(dest.join("a user's")).expect("make");
+        assert!(into_place(&staging, &dest).is_err());
+        let kept = keep(&staging, &dest, 7);
+        assert_eq!(names(home.path()), ["saved", "saved.cedana-kept-7"]);
+        assert!(is_written(&Layout::new(kept, Shape::Nested)));
     }
 }

@@ -1,15 +1,15 @@
 //! The files of a dump, for its manifest: names, sizes and digests.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use oci_bundles::layout::{Layout, Shape};
 use oci_bundles::manifest::{Digest, Part};
 
-use super::commit::is_image;
+use super::names::is_image;
 use crate::capture;
 use crate::criu::file::open_regular;
 use crate::criu::manifest;
@@ -17,9 +17,9 @@ use crate::criu::manifest;
 /// Bytes read at once; more makes digests no faster.
 const READ_BYTES: usize = 64 * 1024;
 
-/// What is known of the files of a dump so far.
+/// What is known of the files of a dump so far, by their names from its root.
 #[derive(Debug, Default)]
-pub(super) struct Parts(BTreeMap<OsString, Known>);
+pub(super) struct Parts(BTreeMap<PathBuf, Known>);
 
 #[derive(Debug)]
 struct Known {
@@ -30,8 +30,8 @@ struct Known {
 }
 
 impl Parts {
-    /// Notes files that a worker has written, and digested while it had them in memory.
-    pub(super) fn take_in(&mut self, files: Vec<capture::Part>) {
+    /// Notes images that a worker has written, and digested while it had them in memory.
+    pub(super) fn take_in(&mut self, files: Vec<capture::Part>, shape: Shape) {
         for file in files {
             // A digest that nobody can read is made again.
             if let Ok(digest) = format!("blake3:{}", file.digest).parse() {
@@ -40,7 +40,7 @@ impl Parts {
                     digest,
                     changed: None,
                 };
-                let _earlier = self.0.insert(file.name.into(), known);
+                let _earlier = self.0.insert(shape.image(file.name), known);
             }
         }
     }
@@ -50,13 +50,23 @@ impl Parts {
     ///
     /// # Errors
     /// What the file system says.
-    pub(super) fn complete(mut self, dir: &Path, all: bool) -> io::Result<Self> {
+    pub(super) fn complete(mut self, dump: &Layout, all: bool) -> io::Result<Self> {
+        self.add(dump.root(), Shape::Flat, all)?;
+        if dump.shape() == Shape::Nested {
+            self.add(&dump.images(), Shape::Nested, true)?;
+        }
+        Ok(self)
+    }
+
+    /// The files of one directory, by their names from the root.
+    fn add(&mut self, dir: &Path, shape: Shape, all: bool) -> io::Result<()> {
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
             let (name, metadata) = (entry.file_name(), entry.metadata()?);
             if !metadata.is_file() || name == manifest::NAME || !all && !is_image(&name) {
                 continue;
             }
+            let name = shape.image(name);
             let changed = metadata.mtime().saturating_mul(1_000_000_000) + metadata.mtime_nsec();
             let is_known = self.0.get(&name).is_some_and(|known| {
                 known.size == metadata.len() && known.changed.is_none_or(|then| then == changed)
@@ -71,13 +81,13 @@ impl Parts {
                 let _earlier = self.0.insert(name, known);
             }
         }
-        Ok(self)
+        Ok(())
     }
 
     /// All of them, by name.
     pub(super) fn list(&self) -> Vec<Part> {
         let parts = self.0.iter().map(|(name, known)| Part {
-            path: name.into(),
+            path: name.clone(),
             size: known.size,
             digest: known.digest,
         });
@@ -120,12 +130,16 @@ mod tests {
         std::os::unix::fs::symlink("..", dir.path().join("parent")).expect("link");
         let mut parts = Parts::default();
         let told = blake3::hash(b"what the worker says");
-        parts.take_in(vec![capture::Part {
-            name: "pages-1.img".to_owned(),
-            size: 17,
-            digest: told.to_hex().to_string(),
-        }]);
-        let parts = parts.complete(dir.path(), false).expect("listed");
+        parts.take_in(
+            vec![capture::Part {
+                name: "pages-1.img".to_owned(),
+                size: 17,
+                digest: told.to_hex().to_string(),
+            }],
+            Shape::Flat,
+        );
+        let flat = Layout::new(dir.path(), Shape::Flat);
+        let parts = parts.complete(&flat, false).expect("listed");
         assert_eq!(names(&parts), ["inventory.img 3", "pages-1.img 17"]);
         let digests: Vec<Digest> = parts.list().iter().map(|part| part.digest).collect();
         let wanted = [blake3::hash(b"abc"), told].map(|hash| Digest::Blake3(*hash.as_bytes()));
@@ -134,9 +148,34 @@ mod tests {
         // What has changed since is read again, and what is no file of the worker's any more.
         write("inventory.img", b"abcd");
         write("pages-1.img", b"cut");
-        let parts = parts.complete(dir.path(), true).expect("listed");
+        let parts = parts.complete(&flat, true).expect("listed");
         assert_eq!(names(&parts), ["inventory.img 4", "notes.txt 8", "pages-1.img 3"]);
         let pages = Digest::Blake3(*blake3::hash(b"cut").as_bytes());
         assert_eq!(parts.list()[2].digest, pages);
+    }
+
+    #[test]
+    fn images_of_a_nested_dump_are_named_from_its_root() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let nested = Layout::new(dir.path(), Shape::Nested);
+        fs::create_dir(nested.images()).expect("make");
+        fs::write(nested.image("inventory.img"), "abc").expect("write");
+        fs::write(nested.image("pages-1.img"), "pages").expect("write");
+        fs::write(dir.path().join("config.dump"), "{}").expect("write");
+        fs::write(dir.path().join(manifest::NAME), "{}").expect("write");
+        let mut parts = Parts::default();
+        let told = capture::Part {
+            name: "pages-1.img".to_owned(),
+            size: 5,
+            digest: blake3::hash(b"pages").to_hex().to_string(),
+        };
+        parts.take_in(vec![told], Shape::Nested);
+        let parts = parts.complete(&nested, true).expect("listed");
+        let wanted = [
+            "checkpoint/inventory.img 3",
+            "checkpoint/pages-1.img 5",
+            "config.dump 2",
+        ];
+        assert_eq!(names(&parts), wanted);
     }
 }

@@ -37,7 +37,12 @@ impl Dumping<'_> {
         if !self.staged() || resident < WORTH_IT {
             return Ok(());
         }
-        let plan = capture::plan(&self.staging, pids.len(), resident, self.job.settings.buffer);
+        let plan = capture::plan(
+            &self.staging.images(),
+            pids.len(),
+            resident,
+            self.job.settings.buffer,
+        );
         let capture = Capture::start(&self.job.runc.reaper, &plan).await?;
         self.job.progress.goes_through(capture.pid());
         self.capture = Some(capture);
@@ -55,7 +60,7 @@ impl Dumping<'_> {
         }
         let job = self.job;
         job.progress
-            .fills(&self.staging, proc::resident_bytes(&self.pids()));
+            .fills(&self.staging.images(), proc::resident_bytes(&self.pids()));
         let args = self.arguments();
         let args: Vec<&OsStr> = args.iter().map(AsRef::as_ref).collect();
         let (canceller, cancel) = Canceller::new();
@@ -148,12 +153,13 @@ impl Dumping<'_> {
     /// Everything that CRIU wrote goes to the disk.
     pub(super) async fn write_out(&mut self) -> Result<(), DumpCause> {
         if let Some(mut capture) = self.capture.take() {
-            self.parts.take_in(capture.written(self.deadline).await?);
+            let written = capture.written(self.deadline).await?;
+            self.parts.take_in(written, self.staging.shape());
         }
         if self.list_parts().await? && self.staged() {
             self.write_manifest()?;
             let staging = self.staging.clone();
-            return beside(&self.staging, move || super::commit::sync_all(&staging)).await;
+            return beside(self.staging.root(), move || super::commit::sync_all(&staging)).await;
         }
         Ok(())
     }
@@ -161,12 +167,12 @@ impl Dumping<'_> {
     /// Completes the manifest; false if it was complete, as it is when CRIU asked before it ended the container.
     async fn list_parts(&mut self) -> Result<bool, DumpCause> {
         let parts = std::mem::take(&mut self.parts);
-        let (dir, all) = (self.staging.clone(), self.staged());
-        let listing = tokio::task::spawn_blocking(move || parts.complete(&dir, all));
+        let (staging, all) = (self.staging.clone(), self.staged());
+        let listing = tokio::task::spawn_blocking(move || parts.complete(&staging, all));
         self.parts = match listing.await {
-            Ok(parts) => parts.map_err(DumpCause::files("digest the files in", &self.staging))?,
+            Ok(parts) => parts.map_err(DumpCause::files("digest the files in", self.staging.root()))?,
             Err(error) => {
-                return Err(DumpCause::files("digest the files in", &self.staging)(
+                return Err(DumpCause::files("digest the files in", self.staging.root())(
                     error.into(),
                 ));
             }
@@ -186,7 +192,7 @@ impl Dumping<'_> {
         let mut args: Vec<OsString> = vec!["checkpoint".into()];
         args.extend::<[OsString; 4]>([
             "--image-path".into(),
-            self.staging.clone().into(),
+            self.staging.images().into(),
             "--work-path".into(),
             self.work.clone().into(),
         ]);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use config::{NetworkLock, Tcp};
 use jobs::record::{Checkpoint, Origin};
 use nix::sys::signal::Signal;
+use oci_bundles::layout::{Layout, Shape};
 use tokio::time::sleep;
 
 use super::hold::Hold;
@@ -19,11 +20,7 @@ use crate::cgroup::CgroupError;
 use crate::criu::conf::{self, Options, Request};
 use crate::criu::{Criu, connections, images, manifest, proc, programs, stray, work};
 use crate::phases::Stopwatch;
-use crate::progress::size_of;
 use crate::restore::loopback;
-
-/// The images before the commit, inside the image directory so that a rename is all the commit takes.
-const STAGING: &str = ".cedana-partial";
 
 /// CRIU's own limit for getting the tasks to stand is 10 s; a task in uninterruptible sleep delays it.
 pub(super) const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
@@ -47,10 +44,10 @@ pub(super) const CGROUPS_MODES: [&str; 4] = ["soft", "full", "strict", "ignore"]
 impl<'j> Dumping<'j> {
     pub(super) fn new(job: &'j DumpJob, watch: &'j Stopwatch) -> Self {
         let staging = if job.options.parent_path.is_empty() {
-            job.options.image_path.join(STAGING)
+            commit::staging(&job.options.image_path, job.options.shape)
         } else {
             // The parent is named relative to the images, and CRIU keeps that name in them.
-            job.options.image_path.clone()
+            Layout::new(&job.options.image_path, Shape::Flat)
         };
         let work = match job.options.work_path.as_str() {
             "" => work::dir(&job.bundle),
@@ -88,7 +85,7 @@ impl<'j> Dumping<'j> {
             id: origin.checkpoint.clone(),
             path: path.clone(),
             at: origin.at,
-            size: size_of(path),
+            size: commit::size(&Layout::new(path, self.staging.shape())),
             left_running: !self.exits(),
         }
     }
@@ -113,16 +110,18 @@ impl<'j> Dumping<'j> {
         let options = &self.job.options;
         let (images, exclusive) = (options.image_path.clone(), options.new_directory);
         let (staging, staged) = (self.staging.clone(), self.staged());
-        let prepare = move || {
-            let target = Target::claim(&images, exclusive)?;
-            commit::check_target(&images)?;
-            if staged {
-                remove_tree(&staging)?;
-                fs::create_dir(&staging).map_err(DumpCause::files("make", &staging))?;
+        let prepare = move || match staging.shape() {
+            Shape::Nested => commit::prepare_nested(&staging, &images),
+            Shape::Flat => {
+                let target = Target::claim(&images, exclusive)?;
+                commit::check_target(&images)?;
+                if staged {
+                    renew(staging.root())?;
+                }
+                Ok(target)
             }
-            Ok(target)
         };
-        self.target = Some(beside(&self.staging, prepare).await?);
+        self.target = Some(beside(self.staging.root(), prepare).await?);
         work::make(&self.work, self.owns_work()).map_err(DumpCause::files("make", &self.work))
     }
 
@@ -131,8 +130,8 @@ impl<'j> Dumping<'j> {
             .map_err(DumpCause::files("remove what criu left in", &self.work));
         if self.holds_only_copy() {
             self.kept = Some(match self.staged() {
-                true => commit::keep(&self.staging, self.job.init_pid),
-                false => self.staging.clone(),
+                true => commit::keep(&self.staging, &self.job.options.image_path, self.job.init_pid),
+                false => self.staging.root().to_owned(),
             });
             return work;
         }
@@ -147,14 +146,15 @@ impl<'j> Dumping<'j> {
         );
         let remove = move || {
             if staged || target.made {
-                remove_tree(&staging)?;
+                remove_tree(staging.root())?;
             }
-            match staged && target.made {
+            // A nested one gets its directory with the commit.
+            match staged && target.made && staging.shape() == Shape::Flat {
                 true => remove_empty(&images),
                 false => Ok(()),
             }
         };
-        beside(&self.staging, remove).await?;
+        beside(self.staging.root(), remove).await?;
         work
     }
 
@@ -209,13 +209,9 @@ impl<'j> Dumping<'j> {
         if self.capture.take().is_none() {
             return Ok(());
         }
-        let staging = self.staging.clone();
-        let anew = move || {
-            // Its fifos have no reader any more.
-            remove_tree(&staging)?;
-            fs::create_dir(&staging).map_err(DumpCause::files("make", &staging))
-        };
-        beside(&self.staging, anew).await
+        // Its fifos have no reader any more.
+        let images = self.staging.images();
+        beside(self.staging.root(), move || renew(&images)).await
     }
 
     pub(super) fn look_at_connections(&mut self) -> Result<(), DumpCause> {
@@ -335,8 +331,9 @@ impl<'j> Dumping<'j> {
     }
 
     pub(super) async fn verify(&mut self) -> Result<(), DumpCause> {
-        let staging = self.staging.clone();
-        beside(&self.staging, move || Ok(images::summarize(&staging).map(drop)?)).await
+        let images = self.staging.images();
+        let look = move || Ok(images::summarize(&images).map(drop)?);
+        beside(self.staging.root(), look).await
     }
 
     /// Lets the container go on before its images are written out, which takes as long as the disk does. What fails here is
@@ -360,12 +357,12 @@ impl<'j> Dumping<'j> {
             return self.write_manifest();
         }
         let (staging, images) = (self.staging.clone(), self.job.options.image_path.clone());
-        beside(&self.staging, move || commit::into_place(&staging, &images)).await
+        beside(self.staging.root(), move || commit::into_place(&staging, &images)).await
     }
 
     pub(super) fn write_manifest(&self) -> Result<(), DumpCause> {
-        manifest::write(&self.staging, &self.manifest)
-            .map_err(DumpCause::files("write the manifest in", &self.staging))
+        let root = self.staging.root();
+        manifest::write(root, &self.manifest).map_err(DumpCause::files("write the manifest in", root))
     }
 
     /// Brings the container back to running or paused, as it was.
@@ -430,7 +427,7 @@ impl<'j> Dumping<'j> {
     }
 
     pub(super) fn staged(&self) -> bool {
-        self.staging != self.job.options.image_path
+        self.staging.root() != self.job.options.image_path
     }
 
     fn owns_work(&self) -> bool {
@@ -446,6 +443,12 @@ fn remove_empty(dir: &Path) -> Result<(), DumpCause> {
         }
         _ => Ok(()),
     }
+}
+
+/// Makes a directory, without what an earlier dump left there.
+fn renew(dir: &Path) -> Result<(), DumpCause> {
+    remove_tree(dir)?;
+    fs::create_dir(dir).map_err(DumpCause::files("make", dir))
 }
 
 fn remove_tree(dir: &Path) -> Result<(), DumpCause> {

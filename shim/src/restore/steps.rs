@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use config::Tcp;
+use oci_bundles::layout::{Layout, Shape};
 use oci_bundles::spec::SpecView;
 
 use super::{RestoreCause, RestoreJob, Restoring, loopback};
@@ -48,7 +49,7 @@ impl Restoring {
             namespace: job.namespace,
             id: job.id,
             bundle: job.bundle,
-            image_path: job.image_path,
+            layout: Layout::new(job.checkpoint, Shape::Flat),
             work,
             owns_work,
             spec: SpecView::default(),
@@ -72,11 +73,16 @@ impl Restoring {
     }
 
     pub(super) fn read_images(&mut self) -> Result<(), RestoreCause> {
-        self.manifest = manifest::read(&self.image_path)?;
+        // Without images it stays flat, and what is missing is told.
+        if let Some(found) = Layout::find(self.layout.root()) {
+            self.layout = found;
+        }
+        self.manifest = manifest::read(self.layout.root())?;
         // They are what they should be, and as many as files.
         self.manifest.parts = Vec::new();
-        images::refuse_strange(&self.image_path)?;
-        self.summary = images::summarize(&self.image_path)?;
+        let images = self.layout.images();
+        images::refuse_strange(&images)?;
+        self.summary = images::summarize(&images)?;
         Ok(())
     }
 
@@ -136,7 +142,7 @@ impl Restoring {
             return Ok(());
         }
         let order = Order {
-            images: &self.image_path,
+            images: &self.layout.images(),
             work: &self.work,
             rate: self.settings.fill_rate,
         };
@@ -163,12 +169,12 @@ impl Restoring {
     }
 
     pub(super) async fn restore(&mut self) -> Result<(), RestoreCause> {
-        let pid_file = self.pid_file();
+        let (pid_file, images) = (self.pid_file(), self.layout.images());
         // No `--no-subreaper`: crun does not know it, and a detached runc is gone before it could reap anything.
         let mut args: Vec<&OsStr> = vec!["restore".as_ref(), "--detach".as_ref()];
         for (flag, value) in [
             ("--bundle", self.bundle.as_path()),
-            ("--image-path", &self.image_path),
+            ("--image-path", &images),
             ("--work-path", &self.work),
             ("--pid-file", &pid_file),
         ] {

@@ -6,6 +6,7 @@ use std::path::Path;
 use jobs::record::Origin;
 use oci_bundles::archive::{self, Form};
 use oci_bundles::checkpoint;
+use oci_bundles::layout::{Layout, Shape};
 use oci_bundles::manifest::Manifest;
 use serde::Serialize;
 
@@ -117,18 +118,25 @@ fn files(path: &Path, manifest: Option<&Manifest>) -> Vec<File> {
         };
         return parts.iter().map(file).collect();
     }
-    let entries = fs::read_dir(path).into_iter().flatten().take(FILES_MAX).flatten();
-    let mut files: Vec<File> = entries
-        .filter_map(|entry| {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            entry.metadata().ok().map(|facts| File {
-                name,
-                size: facts.len(),
-            })
-        })
-        .collect();
+    let mut files = files_in(path, Shape::Flat);
+    if let Some(layout) = Layout::find(path).filter(|layout| layout.shape() == Shape::Nested) {
+        files.extend(files_in(&layout.images(), Shape::Nested));
+    }
     files.sort_by(|a, b| a.name.cmp(&b.name));
     files
+}
+
+/// The files in one directory of a checkpoint.
+fn files_in(dir: &Path, shape: Shape) -> Vec<File> {
+    let entries = fs::read_dir(dir).into_iter().flatten().take(FILES_MAX).flatten();
+    let file = |entry: fs::DirEntry| {
+        let facts = entry.metadata().ok().filter(fs::Metadata::is_file)?;
+        Some(File {
+            name: shape.image(entry.file_name()).display().to_string(),
+            size: facts.len(),
+        })
+    };
+    entries.filter_map(file).collect()
 }
 
 fn text(told: &Told<'_>) -> String {

@@ -1,11 +1,13 @@
 //! Removes the files of a checkpoint. The registry is only an index, so what it points at must look like one.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
 
 use oci_bundles::archive::{self, Form};
-use oci_bundles::checkpoint::{self, INVENTORY};
+use oci_bundles::checkpoint;
+use oci_bundles::layout::{INVENTORY, Layout, Shape};
 use oci_bundles::manifest::{NAME, Part};
 
 use crate::error::Error;
@@ -32,7 +34,7 @@ pub fn remove(path: &Path) -> Result<(), Error> {
 fn is_checkpoint(directory: &Path) -> bool {
     // A link would have us empty what it points at.
     let real = fs::symlink_metadata(directory).is_ok_and(|facts| facts.is_dir());
-    real && (directory.join(INVENTORY).is_file() || matches!(checkpoint::manifest(directory), Ok(Some(_))))
+    real && (Layout::find(directory).is_some() || matches!(checkpoint::manifest(directory), Ok(Some(_))))
 }
 
 fn directory(dir: &Path) -> io::Result<()> {
@@ -42,12 +44,24 @@ fn directory(dir: &Path) -> io::Result<()> {
         _ => return fs::remove_dir_all(dir),
     };
     // The inventory first: nobody takes what is left for a checkpoint. The manifest last: it says what is left to be removed.
-    gone(fs::remove_file(dir.join(INVENTORY)))?;
+    let shape = Layout::find(dir).map_or(Shape::Flat, |layout| layout.shape());
+    gone(fs::remove_file(dir.join(shape.image(INVENTORY))))?;
     for Part { path, .. } in &parts {
         gone(fs::remove_file(dir.join(path)))?;
     }
+    // The directories that its parts were in.
+    let inner = parts.iter().filter_map(|part| part.path.parent());
+    let inner: BTreeSet<&Path> = inner.filter(|path| !path.as_os_str().is_empty()).collect();
+    for path in inner.into_iter().rev() {
+        gone(empty(fs::remove_dir(dir.join(path))))?;
+    }
     gone(fs::remove_file(dir.join(NAME)))?;
-    match fs::remove_dir(dir) {
+    empty(fs::remove_dir(dir))
+}
+
+/// A directory that is not empty has files of somebody else's, and stays.
+fn empty(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
         other => other,
     }
@@ -119,6 +133,20 @@ mod tests {
             .collect();
         assert_eq!(left, ["letter"]);
         fs::remove_file(saved.join("letter")).expect("removed");
+        // One in the nested shape.
+        let nested = dir.path().join("nested");
+        fs::create_dir_all(nested.join("checkpoint")).expect("a directory");
+        let inventory = Shape::Nested.image(INVENTORY);
+        let listed = Manifest {
+            parts: vec![part("checkpoint/inventory.img"), part("config.dump")],
+            ..Manifest::default()
+        };
+        fs::write(nested.join(NAME), listed.text().expect("text")).expect("a file");
+        for file in [&inventory, Path::new("config.dump")] {
+            fs::write(nested.join(file), "").expect("a file");
+        }
+        remove(&nested).expect("removed");
+        assert!(!nested.exists());
         // As an interrupted removal leaves it.
         let saved = make(&["core-1.img"]);
         remove(&saved).expect("removed");

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jobs::liveness;
 use jobs::record::Process;
-use oci_bundles::checkpoint::INVENTORY;
+use oci_bundles::layout::INVENTORY;
 use tokio::time::{Instant, sleep};
 
 use super::foreign::{LOG, end_of};

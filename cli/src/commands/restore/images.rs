@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use jobs::liveness;
 use jobs::record::{Origin, Process};
 use oci_bundles::archive::{self, ArchiveError, Form, Limits};
-use oci_bundles::checkpoint::INVENTORY;
+use oci_bundles::layout::{INVENTORY, Layout};
 
 use crate::context::Context;
 use crate::error::{Error, Kind};
@@ -60,7 +60,7 @@ impl Images {
         } else {
             unpack(&path, context).await?
         };
-        if !images.directory.join(INVENTORY).is_file() {
+        if Layout::find(&images.directory).is_none() {
             return Err(Error::usage(format!(
                 "{} is no checkpoint: it has no {INVENTORY}",
                 path.display()
