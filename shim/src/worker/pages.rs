@@ -3,7 +3,7 @@
 //! ```text
 //!  images -> what is missing, per process           (images, extents)
 //!  CRIU  --lazy-pages.socket--> a userfaultfd each   (restorer)
-//!  server: faults first, then 1 MiB of the rest      (server, task, uffd)
+//!  server: faults first, then rounds of the rest     (server, task, fillers, source, uffd)
 //!  shim  <--standard input-- a copy of each          (channel)
 //! ```
 //!
@@ -13,16 +13,19 @@
 //! Invariants:
 //! - a page is taken from the list of the missing when the kernel has it, or the process has given it up: what is not on the
 //!   list is zero, or was written since;
-//! - no page is given while the kernel says that the layout is changing: the message that says how comes first;
+//! - no page is given while the kernel says that the layout is changing: the message that says how comes first; and no message
+//!   is read while a page is being given;
 //! - files are opened before CRIU is started, for clients remove them when the restore has returned;
 //! - the server outlives its shim, but not the memory that it serves.
 
 mod channel;
 mod extents;
+mod fillers;
 mod images;
 mod message;
 mod restorer;
 mod server;
+mod source;
 mod task;
 mod uffd;
 

@@ -9,7 +9,7 @@
 //! Pids are the container's own. A run that says "lazy" is left to us by CRIU; the others it reads itself. The files may
 //! come from anywhere: everything is bounded and checked, and nothing is believed of a file that is not in it.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::extents::{Extent, Extents};
+use super::source::Source;
 use crate::criu::file::{open_regular, read_regular};
 use crate::criu::images::{COMMON_MAGIC, PSTREE_MAGIC, number, record, word};
 
@@ -76,7 +77,7 @@ pub(super) struct Memory {
     /// What is to come.
     pub(super) missing: Extents,
     /// The file it comes from. Clients remove the images as soon as the restore has returned; an open file stays.
-    pub(super) pages: Arc<File>,
+    pub(super) pages: Arc<dyn Source>,
 }
 
 /// Reads what can be restored late of all processes of a dump.
@@ -209,6 +210,8 @@ fn run(entry: &[u8], offset: u64, page_size: u64) -> Option<Extent> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     const PAGE: u64 = 4096;

@@ -1,7 +1,7 @@
 //! The loop that serves pages: faults first, then a piece of what nobody has asked for yet.
 //!
-//! One thread fills 2 GiB a second, nearly all of it the kernel's time, and it makes sound what would need locks else: what is
-//! missing in a process is what is missing in the child it has just forked.
+//! One thread decides, and it makes sound what would need locks else: what is missing in a process is what is missing in the
+//! child it has just forked. Others help to fill, and are done before it goes on.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
 use super::channel::{Channel, Word};
+use super::fillers::Fillers;
 use super::images::Memory;
 use super::restorer::{Restorer, Said};
 use super::task::{CHUNK, Given, Task, TaskError};
@@ -56,6 +57,7 @@ pub(super) struct Server {
     /// Descriptors that were given numbers.
     number: u64,
     buffer: Vec<u8>,
+    fillers: Fillers,
     page_size: u64,
     /// Bytes given.
     given: u64,
@@ -82,6 +84,7 @@ impl Server {
             turn: 0,
             number: 0,
             buffer: vec![0; usize::try_from(CHUNK).unwrap_or_default()],
+            fillers: Fillers::start(),
             page_size,
             given: 0,
             filled: 0,
@@ -263,10 +266,7 @@ impl Server {
             .min(usize::try_from(allowance).unwrap_or_default())
         {
             self.turn = (self.turn + 1) % self.tasks.len().max(1);
-            let Some(task) = self.tasks.get_mut(self.turn) else {
-                break;
-            };
-            match task.fill(allowance, &mut self.buffer)? {
+            match self.give_in_turn(allowance)? {
                 Given::Some(bytes) => {
                     self.given += bytes;
                     self.filled += bytes;
@@ -280,6 +280,24 @@ impl Server {
             }
         }
         Ok(false)
+    }
+
+    /// Gives the process whose turn it is a piece, or as many as it can while nobody waits.
+    fn give_in_turn(&mut self, allowance: u64) -> Result<Given, TaskError> {
+        let Some(task) = self.tasks.get_mut(self.turn) else {
+            return Ok(Given::Nothing);
+        };
+        let Some(round) = (self.rate == 0).then(|| task.plan()).flatten() else {
+            return task.fill(allowance, &mut self.buffer);
+        };
+        let waiting = self.tasks.iter().map(Task::descriptor);
+        let mut waiting: Vec<_> = waiting.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let is_waited_for = || poll(&mut waiting, PollTimeout::ZERO) != Ok(0);
+        let outcomes = self.fillers.run(round, &mut self.buffer, is_waited_for);
+        match self.tasks.get_mut(self.turn) {
+            Some(task) => task.settle_round(outcomes),
+            None => Ok(Given::Nothing),
+        }
     }
 
     /// A process that is gone needs nothing any more.

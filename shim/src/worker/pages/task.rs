@@ -1,10 +1,8 @@
 //! One process whose pages come late.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +10,8 @@ use nix::errno::Errno;
 use thiserror::Error;
 
 use super::extents::{Extent, Extents};
+use super::fillers::{Outcome, PIECE, PIECES_MAX, Round};
+use super::source::Source;
 use super::uffd::{Event, Offered, Uffd};
 
 /// The most that is given at once. Measured (kernel 6.18): 2 GiB take 0.90 s so, 0.98 s by 128 KiB, 0.90 s by 4 MiB; and whoever
@@ -83,8 +83,8 @@ pub(super) struct Task {
     pid: i32,
     /// By which number the shim knows its descriptor.
     pub(super) number: u64,
-    uffd: Uffd,
-    pages: Arc<File>,
+    uffd: Arc<Uffd>,
+    pages: Arc<dyn Source>,
     missing: Extents,
     page_size: u64,
     /// Pages that threads wait for, oldest first. Each waits for one, so there are no more than it has threads.
@@ -104,13 +104,13 @@ impl Task {
         number: u64,
         uffd: Uffd,
         missing: Extents,
-        pages: Arc<File>,
+        pages: Arc<dyn Source>,
         page_size: u64,
     ) -> Self {
         Self {
             pid,
             number,
-            uffd,
+            uffd: Arc::new(uffd),
             pages,
             missing,
             page_size,
@@ -200,11 +200,56 @@ impl Task {
         Ok(given)
     }
 
+    /// Many pieces of what is missing, for several threads; none where it is better to go step by step.
+    pub(super) fn plan(&self) -> Option<Round> {
+        if self.step < CHUNK {
+            return None;
+        }
+        let (mut pieces, mut cursor) = (Vec::new(), self.cursor);
+        while pieces.len() < PIECES_MAX
+            && let Some(extent) = self.missing.next(cursor)
+        {
+            // Around to the beginning: the next round begins there.
+            if extent.start < cursor && !pieces.is_empty() {
+                break;
+            }
+            let len = extent.len.min(PIECE);
+            pieces.push(Extent { len, ..extent });
+            cursor = extent.start + len;
+        }
+        let (uffd, pages) = (Arc::clone(&self.uffd), Arc::clone(&self.pages));
+        (pieces.len() > 1).then(|| Round::new(uffd, pages, pieces))
+    }
+
+    /// Draws the consequences of a round.
+    ///
+    /// # Errors
+    /// [`TaskError`].
+    pub(super) fn settle_round(&mut self, outcomes: Vec<Outcome>) -> Result<Given, TaskError> {
+        let (mut sum, mut last) = (0, Given::Later);
+        for (piece, outcome) in outcomes {
+            let (pid, offset) = (self.pid, piece.offset);
+            let offered = outcome.map_err(|source| TaskError::Pages { pid, offset, source })?;
+            match self.settle(piece.start, piece.len, offered)? {
+                Given::Some(bytes) => {
+                    sum += bytes;
+                    self.cursor = self.cursor.max(piece.start + bytes);
+                }
+                other => last = other,
+            }
+            if offered != Offered::Taken(piece.len) && offered != Offered::Changing {
+                self.step = CHUNK / 2;
+                self.cursor = piece.start;
+            }
+        }
+        Ok(if sum > 0 && last != Given::Gone { Given::Some(sum) } else { last })
+    }
+
     fn give(&mut self, extent: Extent, size_max: u64, buffer: &mut [u8]) -> Result<Given, TaskError> {
         let size = extent.len.min(size_max).min(self.step);
         let bytes = usize::try_from(size).ok().and_then(|size| buffer.get_mut(..size));
         let bytes = bytes.unwrap_or_default();
-        let read = self.pages.read_exact_at(bytes, extent.offset);
+        let read = self.pages.read_at(bytes, extent.offset);
         let (pid, offset) = (self.pid, extent.offset);
         read.map_err(|source| TaskError::Pages { pid, offset, source })?;
         let offered = self.uffd.copy(extent.start, bytes);
