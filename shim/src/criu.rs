@@ -8,6 +8,7 @@ pub mod connections;
 pub mod culprits;
 pub(crate) mod file;
 pub mod images;
+mod kernel;
 pub mod lock;
 pub mod logs;
 pub mod manifest;
@@ -22,7 +23,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +41,8 @@ const CACHE_PATH: &str = "/run/cedana/criu.json";
 /// `criu --version` prints two lines.
 const OUTPUT_BYTES_MAX: u64 = 4096;
 
-/// CRIU prints its version without touching anything; a machine that needs longer is not able to dump either.
+/// CRIU prints its version without touching anything, and looks at a kernel in a tenth of a second; a machine that needs
+/// longer is not able to dump either.
 const PROBE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why CRIU cannot be used.
@@ -131,30 +133,27 @@ async fn ask(reaper: &Arc<Reaper>, path: &Path) -> Result<Version, CriuError> {
         problem,
     };
     let mut command = Command::new(path);
-    let _ = command
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
-    let child = reaper
-        .spawn(&mut command)
-        .map_err(|error| broken(error.to_string()))?;
-    let Ok(exit) = timeout(PROBE_DEADLINE, child.exit.wait()).await else {
-        stray::kill(child.pid);
-        return Err(broken(format!("no end within {} s", PROBE_DEADLINE.as_secs())));
-    };
+    let _ = command.arg("--version").stdout(Stdio::piped());
+    let (status, stdout) = run(reaper, command).await.map_err(broken)?;
     // Two lines fit into the pipe, and their writer is gone: the read ends at once.
     let mut output = String::new();
-    if let Some(stdout) = child.stdout {
+    if let Some(stdout) = stdout {
         let _ = io::Read::read_to_string(&mut io::Read::take(stdout, OUTPUT_BYTES_MAX), &mut output)
             .map_err(|error| broken(error.to_string()))?;
     }
     match Version::parse(&output) {
-        Some(version) if exit.status == 0 => Ok(version),
-        _ => Err(broken(format!(
-            "status {}, output {:?}",
-            exit.status,
-            output.trim()
-        ))),
+        Some(version) if status == 0 => Ok(version),
+        _ => Err(broken(format!("status {status}, output {:?}", output.trim()))),
     }
+}
+
+/// Runs a short CRIU to its end. Returns its status, and its output if that was to be piped.
+async fn run(reaper: &Arc<Reaper>, mut command: Command) -> Result<(u32, Option<ChildStdout>), String> {
+    let _ = command.stdin(Stdio::null()).stderr(Stdio::null());
+    let child = reaper.spawn(&mut command).map_err(|error| error.to_string())?;
+    let Ok(exit) = timeout(PROBE_DEADLINE, child.exit.wait()).await else {
+        stray::kill(child.pid);
+        return Err(format!("no end within {} s", PROBE_DEADLINE.as_secs()));
+    };
+    Ok((exit.status, child.stdout))
 }

@@ -92,6 +92,7 @@ impl<'j> Dumping<'j> {
 
     pub(super) async fn find_criu(&mut self) -> Result<(), DumpCause> {
         let criu = Criu::probe(&self.job.runc.reaper).await?;
+        criu.look_at_kernel(&self.job.runc.reaper).await;
         self.manifest.criu = criu.version.to_string();
         let origin = Origin {
             left_running: !self.exits(),

@@ -127,7 +127,9 @@ impl Fillers {
         // One piece for each is the least that is worth waking them for.
         let wanted = round.pieces.len().saturating_sub(1);
         let sent = self.threads.iter().take(wanted);
-        let under_way = sent.filter(|thread| thread.send(Arc::clone(&round)).is_ok()).count();
+        let under_way = sent
+            .filter(|thread| thread.send(Arc::clone(&round)).is_ok())
+            .count();
         round.work(buffer, is_to_stop);
         for _ in 0..under_way {
             // It comes with the end of a piece. A thread that panics takes the program along.

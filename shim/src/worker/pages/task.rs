@@ -242,7 +242,11 @@ impl Task {
                 self.cursor = piece.start;
             }
         }
-        Ok(if sum > 0 && last != Given::Gone { Given::Some(sum) } else { last })
+        Ok(if sum > 0 && last != Given::Gone {
+            Given::Some(sum)
+        } else {
+            last
+        })
     }
 
     fn give(&mut self, extent: Extent, size_max: u64, buffer: &mut [u8]) -> Result<Given, TaskError> {
