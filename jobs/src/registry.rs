@@ -12,6 +12,7 @@
 pub mod find;
 pub mod job;
 
+mod assembly;
 mod intake;
 mod opening;
 mod recovery;
@@ -29,10 +30,10 @@ pub use warning::Warning;
 
 use nix::fcntl::Flock;
 
-use crate::liveness;
-use crate::record::{Checkpoint, Key, Process, Record, SCHEMA, Shim, Status, Stdio};
+use crate::record::{Checkpoint, Key, Process, Record, Shim, Status, Stdio};
 use crate::spool::{self, Spool, SpoolError};
 use crate::time;
+use assembly::{assemble, bare_record, unpublished};
 use intake::Spools;
 use opening::Identity;
 use rows::{Kept, Row};
@@ -426,79 +427,6 @@ impl Registry {
             });
         }
         existing
-    }
-}
-
-fn assemble(checkpoints: Vec<Checkpoint>, row: Row) -> Job {
-    let Row {
-        mut record,
-        managed,
-        engine_name,
-        name,
-        image,
-        ..
-    } = row;
-    let key = record.key.clone();
-    let engine = engine_name.as_deref().and_then(EngineKind::parse);
-    let plain_name = record
-        .name
-        .clone()
-        .or(name)
-        .unwrap_or_else(|| job::shown_id(&key.id).to_owned());
-    let liveness = liveness::look(&record.init);
-    let image = record.image.clone().or(image);
-    let saved = Saved {
-        latest: checkpoints.last().cloned(),
-        count: checkpoints.len(),
-    };
-    record.checkpoints = checkpoints;
-    Job {
-        engine: engine.unwrap_or_else(|| EngineKind::of_namespace(&key.namespace)),
-        key,
-        name: plain_name.clone(),
-        type_: "containerd",
-        image,
-        liveness,
-        status: job::status_word(record.status, liveness),
-        record,
-        checkpoints: saved,
-        managed,
-        plain_name,
-    }
-}
-
-fn unpublished(file: &str, record: Record) -> Row {
-    Row {
-        file: file.to_owned(),
-        record,
-        stamp: None,
-        managed: false,
-        enriched: false,
-        engine_name: None,
-        name: None,
-        image: None,
-    }
-}
-
-/// Of a container of which nothing is known but what was saved of it.
-fn bare_record(key: &Key) -> Record {
-    Record {
-        schema: SCHEMA,
-        key: key.clone(),
-        name: None,
-        sandbox: false,
-        image: None,
-        bundle: PathBuf::new(),
-        shim: Shim::default(),
-        init: Process::default(),
-        status: Status::Deleted,
-        exit: None,
-        stdio: Stdio::default(),
-        created: 0,
-        changed: 0,
-        checkpoints: Vec::new(),
-        last: None,
-        restored_from: None,
     }
 }
 

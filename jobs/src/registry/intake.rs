@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Transaction;
 
+use super::OnDisk;
+use super::assembly::{bare_record, unpublished};
 use super::rows::{self, Kept, Row};
 use super::store::{Store, StoreError};
-use super::{OnDisk, bare_record, unpublished};
 use crate::file::Stamp;
 use crate::liveness;
 use crate::record::{Record, Status};
