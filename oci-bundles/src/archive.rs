@@ -14,36 +14,51 @@
 //! - what we write, the ordinary tools read: `tar --zstd -x`, `tar -xz`, `lz4 -d | tar -x`;
 //! - memory is bounded by the number of processors, never by the size of what is packed.
 
+#[cfg(feature = "archive")]
 pub mod form;
 
+#[cfg(feature = "archive")]
 mod crew;
+#[cfg(feature = "archive")]
 mod decode;
+#[cfg(feature = "archive")]
 mod encode;
 pub(crate) mod entry;
 mod extended;
+#[cfg(feature = "archive")]
 mod frames;
 pub(crate) mod limits;
+#[cfg(feature = "archive")]
 pub(crate) mod out;
+#[cfg(feature = "archive")]
 pub(crate) mod pack;
+#[cfg(feature = "archive")]
 pub(crate) mod partial;
 pub(crate) mod place;
 pub(crate) mod reader;
+pub(crate) mod solid;
+mod sparse;
+#[cfg(feature = "archive")]
 pub(crate) mod tree;
+#[cfg(feature = "archive")]
 mod unpack;
 pub(crate) mod writer;
 
-#[cfg(test)]
+#[cfg(all(test, feature = "archive"))]
 mod hostile;
-#[cfg(test)]
+#[cfg(all(test, feature = "archive"))]
 mod tests;
 
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "archive")]
 pub use form::{Form, detect};
 pub use limits::Limits;
+#[cfg(feature = "archive")]
 pub use pack::{Packed, Part, pack};
+#[cfg(feature = "archive")]
 pub use unpack::{Unpacked, read_file, read_files, unpack, verify};
 
 /// How far packing or unpacking has come.
@@ -71,6 +86,13 @@ pub enum Step {
 /// Is told of progress every few hundred kilobytes, on the caller's own thread. `Break` gives up: everything is
 /// undone and [`ArchiveError::Cancelled`] returned.
 pub type OnProgress<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
+
+pub(crate) fn tell(on_progress: &mut OnProgress<'_>, progress: Progress) -> Result<(), ArchiveError> {
+    match on_progress(progress) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(ArchiveError::Cancelled),
+    }
+}
 
 /// Why an archive could not be made or used.
 #[derive(Debug, thiserror::Error)]

@@ -24,9 +24,11 @@ pub mod mounts;
 pub mod layout;
 pub mod manifest;
 
-#[cfg(feature = "archive")]
+#[cfg(feature = "files")]
 pub mod archive;
 #[cfg(feature = "archive")]
 pub mod checkpoint;
-#[cfg(feature = "archive")]
+#[cfg(feature = "files")]
+pub mod memory;
+#[cfg(feature = "files")]
 pub mod rootfs;

@@ -20,8 +20,19 @@
 pub mod apply;
 pub mod make;
 
-mod attributes;
+pub(crate) mod attributes;
 mod overlay;
 
-#[cfg(test)]
+/// What a tree of files is, which decides what names and attributes mean in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tree {
+    /// The upper directory of an overlay.
+    Upper,
+    /// A root file system as its container sees it, on whatever it lies: what a diff deletes is removed.
+    Merged,
+    /// A file system that is no layer of anything: every name and every device in it is just that.
+    Own,
+}
+
+#[cfg(all(test, feature = "archive"))]
 mod tests;

@@ -13,6 +13,7 @@ use lz4_flex::frame::{BlockMode, BlockSize, FrameEncoder, FrameInfo};
 use super::crew::{Crew, Worker};
 use super::form::Form;
 use super::frames::{self, Frame};
+use super::solid::is_zero;
 
 /// Bytes of the tar in a piece: small, so that single pages of memory are quick to get. At the levels below, larger
 /// ones save nothing: 1 GiB of text-like memory becomes 0.373 GiB in pieces of 256 KiB and of 4 MiB.
@@ -177,14 +178,6 @@ fn keep_zeros(
     })
 }
 
-/// There is nothing but zeros in it.
-pub fn is_zero(bytes: &[u8]) -> bool {
-    // Seen as wide words the compiler makes it as fast as memory.
-    let mut words = bytes.chunks_exact(64);
-    words.all(|word| word.iter().fold(0, |all, byte| all | byte) == 0)
-        && words.remainder().iter().all(|byte| *byte == 0)
-}
-
 fn gzip(piece: &[u8], level: Compression) -> io::Result<Vec<u8>> {
     let packed = Vec::with_capacity(piece.len() / 2);
     let mut encoder = GzEncoder::new(packed, level);
@@ -202,22 +195,4 @@ fn lz4(piece: &[u8]) -> io::Result<Vec<u8>> {
     let mut encoder = FrameEncoder::with_frame_info(info, packed);
     encoder.write_all(piece)?;
     encoder.finish().map_err(io::Error::from)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn zeros_are_known_wherever_the_one_other_byte_is() {
-        for len in [0, 1, 63, 64, 65, 4096, 5000] {
-            let mut bytes = vec![0; len];
-            assert!(is_zero(&bytes), "{len}");
-            for at in 0..len {
-                bytes[at] = 1;
-                assert!(!is_zero(&bytes), "{at} of {len}");
-                bytes[at] = 0;
-            }
-        }
-    }
 }

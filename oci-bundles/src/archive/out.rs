@@ -1,20 +1,15 @@
 //! Where an archive is unpacked to: files, directories and links, made so that none reaches outside.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
 
 use super::ArchiveError;
-use super::encode::is_zero;
 use super::entry::{Entry, Kind};
 use super::place::Place;
 use super::reader::ReadError;
-
-/// The stretch of zeros, in bytes, that becomes a hole instead of data: a page, and a file system's block.
-const HOLE_BYTES: usize = 4096;
 
 /// A file that is being unpacked.
 pub struct Target {
@@ -122,25 +117,4 @@ impl<'a> Out<'a> {
 /// The nine bits: who unpacks owns the files, and what they were set-id for is somebody else.
 fn permissions(mode: u32) -> Mode {
     Mode::from_bits_truncate(mode & 0o777)
-}
-
-/// Writes data at an offset without its zero pages; the bytes that were written.
-pub fn write_solid(file: &File, data: &[u8], at: u64) -> std::io::Result<u64> {
-    let mut written = 0;
-    let mut start = 0;
-    while start < data.len() {
-        let rest = data.get(start..).unwrap_or_default();
-        let pages = |rest: &[u8], zero: bool| {
-            let run = rest.chunks(HOLE_BYTES).take_while(|page| is_zero(page) == zero);
-            run.map(<[u8]>::len).sum::<usize>()
-        };
-        let hole = pages(rest, true);
-        let rest = rest.get(hole..).unwrap_or_default();
-        let solid = pages(rest, false);
-        let begin = at + (start + hole) as u64;
-        file.write_all_at(rest.get(..solid).unwrap_or_default(), begin)?;
-        written += solid as u64;
-        start += hole + solid;
-    }
-    Ok(written)
 }

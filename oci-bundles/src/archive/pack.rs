@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
-use std::ops::ControlFlow;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +15,7 @@ use super::partial::Partial;
 use super::tree::{self, Found};
 use super::unpack::read_back;
 use super::writer::Writer;
-use super::{ArchiveError, OnProgress, Progress, Step};
+use super::{ArchiveError, OnProgress, Progress, Step, tell};
 
 /// Bytes read of a file at once.
 const READ_BYTES: usize = 256 << 10;
@@ -175,13 +174,6 @@ impl Packing<'_, '_> {
 }
 
 /// Tells of progress; an error if that gave up.
-pub(crate) fn tell(on_progress: &mut OnProgress<'_>, progress: Progress) -> Result<(), ArchiveError> {
-    match on_progress(progress) {
-        ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(ArchiveError::Cancelled),
-    }
-}
-
 /// Opens a file that was a regular one when it was listed; it is not followed, or waited for, if it is not now.
 fn open(path: &Path) -> std::io::Result<File> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{Mode, fchmod, mkdirat};
-use nix::unistd::{linkat, symlinkat};
+use nix::unistd::linkat;
+#[cfg(any(test, feature = "archive"))]
+use nix::unistd::symlinkat;
 
 /// A directory in which things are made.
 #[derive(Debug)]
@@ -51,6 +53,7 @@ impl Place {
     }
 
     /// Sets the mode of a directory.
+    #[cfg(feature = "archive")]
     pub fn set_dir_mode(&mut self, path: &Path, mode: Mode) -> nix::Result<()> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         let at = if path.as_os_str().is_empty() {
@@ -62,6 +65,7 @@ impl Place {
     }
 
     /// A symlink. Its target is the caller's to judge.
+    #[cfg(any(test, feature = "archive"))]
     pub fn create_symlink(&mut self, path: &Path, target: &Path) -> nix::Result<()> {
         let parent = self.parent(path)?;
         symlinkat(target, parent, name(path)?)

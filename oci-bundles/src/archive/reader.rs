@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use tar::{EntryType, Header};
 
 use super::ArchiveError;
-use super::encode::is_zero;
 use super::entry::{Entry, Kind, Span, plain_path};
 use super::extended::{Extended, ExtendedError};
-use super::limits::{EXTENDED_BYTES_MAX, PATH_BYTES_MAX, SPARSE_PARTS_MAX, TAIL_BYTES_MAX};
+use super::limits::{EXTENDED_BYTES_MAX, PATH_BYTES_MAX, TAIL_BYTES_MAX};
+use super::solid::is_zero;
+use super::sparse::{OldMap, TextMap};
 use super::writer::{BLOCK_BYTES, padding};
 
 /// Extended headers that may stand before one entry: a global one, a name, a link's target, the rest.
@@ -102,6 +103,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// Where it comes from.
+    #[cfg(feature = "archive")]
     pub fn input(&self) -> &R {
         &self.input
     }
@@ -266,70 +268,40 @@ impl<R: Read> Reader<R> {
             parts: None,
             xattrs: extended.xattrs,
         };
+        let of_map = |error: Option<ReadError>| error.unwrap_or_else(|| refuse("its map of holes is wrong"));
         if let Some(real) = extended.sparse {
             entry.size = real;
-            entry.parts = Some(self.sparse_map(real).map_err(|error| match error {
-                Some(error) => error,
-                None => refuse("its map of holes is wrong"),
-            })?);
+            entry.parts = Some(self.sparse_map(real).map_err(of_map)?);
+        } else if header.entry_type() == EntryType::GNUSparse {
+            let (real, parts) = self.old_sparse_map(header).map_err(of_map)?;
+            (entry.size, entry.parts) = (real, Some(parts));
         }
         Ok(entry)
     }
 
-    /// The map before a sparse file's data: decimal lines in whole blocks. `None` is a map that makes no sense.
+    /// The map before a sparse file's data, in whole blocks. `None` is a map that makes no sense.
     fn sparse_map(&mut self, size: u64) -> Result<Vec<Span>, Option<ReadError>> {
-        let mut numbers = Vec::new();
-        let mut count = None;
-        let mut digits = 0u64;
-        let mut has_digit = false;
-        while count.is_none_or(|count| (numbers.len() as u64) < count) {
+        let mut map = TextMap::default();
+        loop {
             let mut block = [0; BLOCK_BYTES];
             self.rest = self.rest.checked_sub(BLOCK_BYTES as u64).ok_or(None)?;
             self.exactly(&mut block).map_err(Some)?;
-            for byte in block {
-                if count.is_some_and(|count| numbers.len() as u64 == count) {
-                    break;
-                }
-                match byte {
-                    b'0'..=b'9' => {
-                        let digit = u64::from(byte - b'0');
-                        let more = digits.checked_mul(10).and_then(|ten| ten.checked_add(digit));
-                        digits = more.ok_or(None)?;
-                        has_digit = true;
-                    }
-                    b'\n' if has_digit => {
-                        match count {
-                            None if digits > SPARSE_PARTS_MAX => return Err(None),
-                            None => count = Some(digits * 2),
-                            Some(_) => numbers.push(digits),
-                        }
-                        (digits, has_digit) = (0, false);
-                    }
-                    _ => return Err(None),
-                }
+            if map.take(&block).ok_or(None)? {
+                return map.spans(size, self.rest).ok_or(None);
             }
         }
-        spans(&numbers, size, self.rest).ok_or(None)
     }
-}
 
-/// Pairs of numbers as parts of a file of that size with so much data: in order, apart from each other.
-fn spans(numbers: &[u64], size: u64, stored: u64) -> Option<Vec<Span>> {
-    let mut parts = Vec::with_capacity(numbers.len() / 2);
-    let (mut end, mut sum) = (0u64, 0u64);
-    for pair in numbers.chunks_exact(2) {
-        let [at, len] = *pair else { return None };
-        if at < end {
-            return None;
+    /// The map of GNU tar's older format: in the header, and in blocks after it that its size does not count.
+    fn old_sparse_map(&mut self, header: &Header) -> Result<(u64, Vec<Span>), Option<ReadError>> {
+        let (mut map, mut goes_on) = OldMap::of(header).ok_or(None)?;
+        while goes_on {
+            let mut block = [0; BLOCK_BYTES];
+            self.exactly(&mut block).map_err(Some)?;
+            goes_on = map.take(&block).ok_or(None)?;
         }
-        end = at.checked_add(len)?;
-        sum = sum.checked_add(len)?;
-        // GNU tar marks a hole at the end by an empty part there.
-        if len > 0 {
-            parts.push(Span { at, len });
-        }
+        map.spans(self.rest).ok_or(None)
     }
-    (end <= size && sum == stored).then_some(parts)
 }
 
 /// What an entry is; what is not known is no entry.
@@ -342,7 +314,7 @@ fn kind(header: &Header, said: &Path, link: Option<PathBuf>) -> Result<Kind, &'s
     Ok(match header.entry_type() {
         // Before POSIX a directory was a file whose name ends so.
         EntryType::Regular if said.as_os_str().as_encoded_bytes().ends_with(b"/") => Kind::Directory,
-        EntryType::Regular | EntryType::Continuous => Kind::File,
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
         EntryType::Directory => Kind::Directory,
         EntryType::Symlink => {
             let target = link.filter(|target| !target.as_os_str().is_empty());
@@ -357,7 +329,6 @@ fn kind(header: &Header, said: &Path, link: Option<PathBuf>) -> Result<Kind, &'s
         EntryType::Char => device().map(|(major, minor)| Kind::CharDevice(major, minor))?,
         EntryType::Block => device().map(|(major, minor)| Kind::BlockDevice(major, minor))?,
         EntryType::Fifo => Kind::Fifo,
-        EntryType::GNUSparse => return Err("a sparse file in GNU tar's old format"),
         _ => return Err("its type is not known"),
     })
 }

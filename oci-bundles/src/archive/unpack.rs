@@ -8,11 +8,12 @@ use super::decode::Decoder;
 use super::entry::{Entry, Kind, Span, stays_inside};
 use super::form::{Form, detect};
 use super::limits::Limits;
-use super::out::{Out, Target, write_solid};
-use super::pack::{Part, tell};
+use super::out::{Out, Target};
+use super::pack::Part;
 use super::partial::Partial;
 use super::reader::{ReadError, Reader};
-use super::{ArchiveError, OnProgress, Progress, Step};
+use super::solid::write_solid;
+use super::{ArchiveError, OnProgress, Progress, Step, tell};
 
 /// Bytes of a file that are read and written at once.
 const DATA_BYTES: usize = 256 << 10;

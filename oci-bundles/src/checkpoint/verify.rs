@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use super::{CheckpointError, manifest, open, size};
-use crate::archive::pack::tell;
+use crate::archive::tell;
 use crate::archive::{self, ArchiveError, Form, Limits, OnProgress, Progress, Step};
 use crate::layout::{Extra, INVENTORY, Layout, Shape};
 use crate::manifest::{Difference, Digest, Manifest, NAME, Part};

@@ -4,24 +4,26 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
-
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmodat, makedev, mknodat, utimensat};
+use nix::sys::stat::{
+    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmodat, fstat, makedev, mknodat, utimensat,
+};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
 
+use super::Tree;
 use super::attributes;
 use super::overlay::{Meaning, OPAQUE_XATTR, meaning, travels};
 use crate::archive::entry::{Entry, Kind, Span};
 use crate::archive::limits::Limits;
-use crate::archive::out::write_solid;
-use crate::archive::pack::tell;
 use crate::archive::place::Place;
 use crate::archive::reader::{ReadError, Reader};
-use crate::archive::{ArchiveError, OnProgress, Progress, Step};
+use crate::archive::solid::write_solid;
+use crate::archive::{ArchiveError, OnProgress, Progress, Step, tell};
 
 /// Bytes of a file that are read and written at once.
 const DATA_BYTES: usize = 256 << 10;
@@ -68,7 +70,25 @@ pub struct Applied {
 /// Puts a diff into an upper directory whose overlay is not mounted. What is there already is replaced, except that
 /// directories stay. After a failure the directory has a part of the diff and is to be thrown away. `name` is what the
 /// diff is called in messages. Needs root, or a user namespace that has every owner in the diff.
+///
+/// # Errors
+/// The diff is damaged, hostile or larger than allowed, or what the disk says.
 pub fn apply(
+    diff: impl Read,
+    name: &Path,
+    upper: &Path,
+    allowed: &Allowed<'_>,
+    on_progress: &mut OnProgress<'_>,
+) -> Result<Applied, ArchiveError> {
+    apply_to(Tree::Upper, diff, name, upper, allowed, on_progress)
+}
+
+/// The same to any tree.
+///
+/// # Errors
+/// As [`apply`].
+pub fn apply_to(
+    tree: Tree,
     diff: impl Read,
     name: &Path,
     upper: &Path,
@@ -77,6 +97,7 @@ pub fn apply(
 ) -> Result<Applied, ArchiveError> {
     let place = Place::open(upper).map_err(|error| ArchiveError::storage("open", upper, error))?;
     let mut applying = Applying {
+        tree,
         name,
         upper,
         place,
@@ -95,6 +116,7 @@ pub fn apply(
 }
 
 struct Applying<'a, R> {
+    tree: Tree,
     name: &'a Path,
     upper: &'a Path,
     place: Place,
@@ -133,6 +155,7 @@ impl<R: Read> Applying<'_, R> {
     ) -> Result<(), ArchiveError> {
         let name = entry.path.file_name().unwrap_or_default();
         match meaning(name) {
+            _ if self.tree == Tree::Own => {}
             Meaning::Plain => {}
             _ if entry.kind != Kind::File => return Err(self.refused(&entry, "a whiteout that is no file")),
             Meaning::Whiteout(deleted) => return self.whiteout(&entry, &deleted),
@@ -143,6 +166,7 @@ impl<R: Read> Applying<'_, R> {
         match &entry.kind {
             Kind::File => self.file(entry, on_progress),
             Kind::Directory => {
+                self.make_room_for_dir(&entry.path)?;
                 let made = self.place.create_dir(&entry.path);
                 made.map_err(|error| self.failed(&entry.path, error))?;
                 self.dirs.push(entry);
@@ -174,7 +198,8 @@ impl<R: Read> Applying<'_, R> {
                     minor: *minor,
                 };
                 // To overlay a character device 0:0 is a whiteout, and a layer says that by name.
-                if (device.is_block || (*major, *minor) != (0, 0)) && (allowed.device)(device) {
+                let is_sign = self.tree != Tree::Own && !device.is_block && (*major, *minor) == (0, 0);
+                if !is_sign && (allowed.device)(device) {
                     return self.node(&entry, Some(device));
                 }
                 self.applied.left_out.push(entry.path);
@@ -252,6 +277,9 @@ impl<R: Read> Applying<'_, R> {
         let path = entry.path.with_file_name(deleted);
         let _was_there = self.files.remove(&path);
         self.make_room(&path)?;
+        if self.tree == Tree::Merged {
+            return Ok(());
+        }
         let made = self.place.split(&path);
         let made = made.and_then(|(dir, name)| mknodat(dir, name, SFlag::S_IFCHR, Mode::empty(), 0));
         made.map_err(|error| self.failed(&path, error))
@@ -259,17 +287,67 @@ impl<R: Read> Applying<'_, R> {
 
     fn opaque(&mut self, entry: &Entry) -> Result<(), ArchiveError> {
         let dir = entry.path.parent().unwrap_or(Path::new(""));
+        if self.tree == Tree::Merged {
+            return self.empty(dir);
+        }
         let made = self.place.create_dir(dir).and_then(|()| self.place.look(dir));
         let fd = made.map_err(|error| self.failed(dir, error))?;
         attributes::set(&fd, OsStr::new(OPAQUE_XATTR), b"y").map_err(|error| self.failed(dir, error))
     }
 
-    /// Removes what is at a path, unless it is a directory.
+    /// Removes what is at a path, unless it is a directory; in a merged tree that, too: the layer hides it.
     fn make_room(&mut self, path: &Path) -> Result<(), ArchiveError> {
+        if self.tree == Tree::Merged {
+            return self.remove(path);
+        }
         let removed = self.place.split(path);
         match removed.and_then(|(dir, name)| unlinkat(dir, name, UnlinkatFlags::NoRemoveDir)) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
             Err(error) => Err(self.failed(path, error)),
+        }
+    }
+
+    /// In a merged tree a directory may have to take the place of something else.
+    fn make_room_for_dir(&mut self, path: &Path) -> Result<(), ArchiveError> {
+        if self.tree != Tree::Merged || path.as_os_str().is_empty() {
+            return Ok(());
+        }
+        let is_dir =
+            |fd: OwnedFd| fstat(&fd).map(|stat| stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits());
+        match self.place.look(path).and_then(is_dir) {
+            Ok(true) | Err(Errno::ENOENT) => Ok(()),
+            Ok(false) => self.remove(path),
+            Err(error) => Err(self.failed(path, error)),
+        }
+    }
+
+    /// Removes all that is in a directory.
+    fn empty(&mut self, dir: &Path) -> Result<(), ArchiveError> {
+        match self.place.names(dir) {
+            Ok(names) => names.iter().try_for_each(|name| self.remove(&dir.join(name))),
+            Err(Errno::ENOENT) => Ok(()),
+            Err(error) => Err(self.failed(dir, error)),
+        }
+    }
+
+    /// Removes whatever is at a path, with all that is below it.
+    fn remove(&mut self, path: &Path) -> Result<(), ArchiveError> {
+        let result = self
+            .place
+            .split(path)
+            .map_err(io::Error::from)
+            .and_then(|(dir, name)| {
+                // The directory is ours by its descriptor, and its last part is not followed.
+                let at = attributes::path_of(dir).join(name);
+                match std::fs::symlink_metadata(&at) {
+                    Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(&at),
+                    Ok(_) => std::fs::remove_file(&at),
+                    Err(error) => Err(error),
+                }
+            });
+        match result {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed(path, error)),
+            _ => Ok(()),
         }
     }
 
@@ -304,7 +382,11 @@ impl<R: Read> Applying<'_, R> {
             )?;
         }
         for (name, value) in entry.xattrs.iter().filter(|(name, _)| travels(name)) {
-            attributes::set(&fd, name, value)?;
+            match attributes::set(&fd, name, value) {
+                // Memory takes users' attributes from Linux 6.6 on, and another host's kernel may be newer.
+                Err(error) if self.tree == Tree::Own && error.kind() == io::ErrorKind::Unsupported => {}
+                result => result?,
+            }
         }
         let time = TimeSpec::new(entry.mtime.0, entry.mtime.1.into());
         utimensat(at, &path, &time, &time, UtimensatFlags::FollowSymlink)?;

@@ -14,14 +14,14 @@ use nix::fcntl::{OFlag, readlinkat};
 use nix::sys::stat::{FileStat, SFlag, fstat, major, minor};
 use nix::unistd::{Whence, lseek};
 
+use super::Tree;
 use super::attributes;
 use super::overlay::{OPAQUE_NAME, Role, WHITEOUT_PREFIX, role, travels};
 use crate::archive::entry::{Entry, Kind, Span};
 use crate::archive::limits::DEPTH_MAX;
-use crate::archive::pack::tell;
 use crate::archive::place::Place;
 use crate::archive::writer::Writer;
-use crate::archive::{ArchiveError, OnProgress, Progress, Step};
+use crate::archive::{ArchiveError, OnProgress, Progress, Step, tell};
 
 /// Bytes read of a file at once.
 const READ_BYTES: usize = 256 << 10;
@@ -59,8 +59,22 @@ pub fn make<W: Write>(
     out: W,
     on_progress: &mut OnProgress<'_>,
 ) -> Result<(Made, W), ArchiveError> {
+    make_of(Tree::Upper, upper, out, on_progress)
+}
+
+/// The same of any tree; of one that is no layer, all of it.
+///
+/// # Errors
+/// As [`make`].
+pub fn make_of<W: Write>(
+    tree: Tree,
+    upper: &Path,
+    out: W,
+    on_progress: &mut OnProgress<'_>,
+) -> Result<(Made, W), ArchiveError> {
     let place = Place::open(upper).map_err(|error| ArchiveError::storage("read", upper, error))?;
     let mut making = Making {
+        is_layer: tree == Tree::Upper,
         upper,
         place,
         writer: Writer::new(out),
@@ -90,6 +104,7 @@ pub fn make<W: Write>(
 
 /// A diff while it is written.
 struct Making<'a, 'b, W> {
+    is_layer: bool,
     upper: &'a Path,
     place: Place,
     writer: Writer<W>,
@@ -119,6 +134,7 @@ impl<W: Write> Making<'_, '_, W> {
         let xattrs = attributes::read(&fd).map_err(|error| self.unread(&path, error))?;
         let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
         let role = match kind {
+            _ if !self.is_layer => Role::Plain,
             SFlag::S_IFCHR if stat.st_rdev == 0 => Role::Whiteout,
             _ => role(&xattrs, kind == SFlag::S_IFREG && stat.st_size == 0),
         };
@@ -126,7 +142,7 @@ impl<W: Write> Making<'_, '_, W> {
         if let Role::Entangled(why) = role {
             return Err(self.unpackable(&path, why));
         }
-        if name.as_bytes().starts_with(WHITEOUT_PREFIX) {
+        if self.is_layer && name.as_bytes().starts_with(WHITEOUT_PREFIX) {
             return Err(self.unpackable(
                 &path,
                 "a layer has another meaning for names that begin with .wh.",

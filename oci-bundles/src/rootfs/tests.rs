@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
-use super::apply::{Allowed, Applied, Device, apply};
+use super::Tree;
+use super::apply::{Allowed, Applied, Device, apply, apply_to};
 use super::attributes;
 use super::make::{Made, make};
 use crate::archive::entry::{Entry, Kind};
@@ -243,6 +244,48 @@ fn a_layer_comes_back_as_it_was() {
             self::made(&dir.join("other2")).1.len(),
             self::made(&dir.join("other")).1.len()
         );
+    });
+}
+
+#[test]
+fn a_layer_comes_back_through_a_root_file_system_that_is_mounted() {
+    if !is_root("a_layer_comes_back_through_a_root_file_system_that_is_mounted") {
+        return;
+    }
+    on_tmpfs(|dir| {
+        for name in [
+            "etc/gone",
+            "etc/kept",
+            "etc/dir/x",
+            "var/old/x",
+            "var/anew/hidden",
+        ] {
+            write(dir.join("lower").join(name), name);
+        }
+        write(dir.join("lower/etc/file"), "");
+        let merged = overlay(dir, "upper", "");
+        live_in(&merged);
+        // A file in the place of a directory, and a directory in the place of a file: neither has a whiteout.
+        fs::remove_dir_all(merged.join("etc/dir")).unwrap();
+        write(merged.join("etc/dir"), "a file now");
+        fs::remove_file(merged.join("etc/file")).unwrap();
+        write(merged.join("etc/file/below"), "a directory now");
+        let (_, diff) = made(&dir.join("upper"));
+        fs::remove_file(merged.join("a/socket")).unwrap();
+        let again = overlay(dir, "other", "");
+        let allowed = Allowed {
+            limits: Limits::default(),
+            device: &|_| true,
+        };
+        for _twice in 0..2 {
+            let name = Path::new("rootfs-diff.tar");
+            drop(apply_to(Tree::Merged, &diff[..], name, &again, &allowed, &mut quiet).unwrap());
+            let others = |top: &Path| -> Vec<String> {
+                let lines = seen(top).into_iter();
+                lines.filter(|line| !line.starts_with("\"a\" ")).collect()
+            };
+            assert_eq!(others(&merged), others(&again));
+        }
     });
 }
 
