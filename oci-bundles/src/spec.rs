@@ -3,6 +3,7 @@
 //! The full specification as Rust types costs more resident text than the rest of a shim, so only fields that
 //! decide something are read. Unknown fields are skipped, `null` reads as absent (as in Go).
 
+mod devices;
 mod edit;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny};
 
+pub use devices::Devices;
 pub use edit::inject_annotations;
 
 /// Name of the configuration file in a bundle.

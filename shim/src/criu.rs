@@ -16,6 +16,7 @@ pub mod proc;
 pub mod programs;
 pub mod stray;
 pub mod telling;
+pub(crate) mod tools;
 mod version;
 pub mod work;
 

@@ -25,6 +25,9 @@ fn main() -> ExitCode {
 
 /// Does what the command line says. Returns what is to be printed.
 fn run() -> Result<Vec<u8>, Box<dyn Error>> {
+    if let Some(done) = worker::tar::run_as_tar() {
+        return done.map(|()| Vec::new());
+    }
     if let Some(raised) = loopback::run_as_script() {
         return Ok(raised.map(|()| Vec::new())?);
     }

@@ -7,10 +7,12 @@
 //!  containerd-shim-cedana-v1 worker serve-pages -images DIR -work DIR -rate BYTES   (a socket to the shim as standard input)
 //! ```
 //!
+//! - called `tar`, it is what CRIU takes for GNU tar ([`tar`]);
 //! - `serve-pages` gives the memory of a restored container page by page ([`pages`]); [`page_server`] is the shim's side.
 
 pub mod page_server;
 mod pages;
+pub mod tar;
 
 use std::error::Error;
 use std::ffi::OsString;

@@ -18,7 +18,7 @@ use super::target::Target;
 use super::{DumpCause, DumpJob, Dumping, commit, describe};
 use crate::cgroup::CgroupError;
 use crate::criu::conf::{self, Options, Request};
-use crate::criu::{Criu, connections, images, manifest, proc, programs, stray, work};
+use crate::criu::{Criu, connections, images, manifest, proc, programs, stray, tools, work};
 use crate::phases::Stopwatch;
 use crate::restore::loopback;
 
@@ -301,6 +301,7 @@ impl<'j> Dumping<'j> {
         }
         self.environment = conf::write(&request, conf::is_annotated(&self.job.bundle))
             .map_err(DumpCause::files("configure criu in", &self.job.bundle))?;
+        self.environment.extend(tools::make(&self.job.bundle));
         if let Some(hold) = &self.hold {
             self.environment
                 .extend(hold.environment(self.deadline.saturating_mul(2)));
@@ -325,10 +326,12 @@ impl<'j> Dumping<'j> {
     }
 
     pub(super) fn unconfigure(&mut self) -> Result<(), DumpCause> {
-        conf::remove(&self.job.bundle).map_err(DumpCause::files(
-            "remove criu's configuration from",
-            &self.job.bundle,
-        ))
+        tools::remove(&self.job.bundle)
+            .and_then(|()| conf::remove(&self.job.bundle))
+            .map_err(DumpCause::files(
+                "remove criu's configuration from",
+                &self.job.bundle,
+            ))
     }
 
     pub(super) async fn verify(&mut self) -> Result<(), DumpCause> {

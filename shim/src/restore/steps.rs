@@ -16,7 +16,7 @@ use crate::criu::file::read_regular;
 use crate::criu::images::{self, Summary};
 use crate::criu::logs::Keeper;
 use crate::criu::manifest::{self, Manifest};
-use crate::criu::{Criu, stray, telling, work};
+use crate::criu::{Criu, stray, telling, tools, work};
 use crate::delete::leftover::Leftover;
 use crate::error::chain;
 use crate::runc::{Call, RuncError};
@@ -127,12 +127,15 @@ impl Restoring {
         };
         self.environment = conf::write(&request, conf::is_annotated(&self.bundle))
             .map_err(RestoreCause::files("configure criu in", &self.bundle))?;
+        self.environment.extend(tools::make(&self.bundle));
         Ok(())
     }
 
     pub(super) fn unconfigure(&mut self) -> Result<(), RestoreCause> {
         let failed = RestoreCause::files("remove criu's configuration from", &self.bundle);
-        conf::remove(&self.bundle).map_err(failed)
+        tools::remove(&self.bundle)
+            .and_then(|()| conf::remove(&self.bundle))
+            .map_err(failed)
     }
 
     /// Starts what gives memory to the processes while they run, if that is wanted, worth it and possible; else CRIU reads all
