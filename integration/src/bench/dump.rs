@@ -164,7 +164,7 @@ fn remove(images: &Path) -> Result<()> {
 }
 
 /// Brings every file of a directory to the disk, and the directory: what has been written by others need not wait.
-fn sync(dir: &Path) -> Result<()> {
+pub(super) fn sync(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir)? {
         File::open(entry?.path())?.sync_all()?;
     }

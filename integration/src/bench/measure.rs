@@ -10,7 +10,7 @@ use super::figure::{DUMP_SMALL, EXEC, Figure, RUN, SHIM_DIRTY, SHIM_RSS, SHIM_TH
 /// Execs before a shim's memory is read: a leak or a pool that grows with use shows after that many.
 const EXECS_BEFORE_REST: u32 = 50;
 /// What the measured containers run: next to nothing. A bare `sleep` would end at the first dump, which interrupts it.
-const IDLE: [&str; 3] = ["sh", "-c", "while :; do sleep 1000; done"];
+pub(super) const IDLE: [&str; 3] = ["sh", "-c", "while :; do sleep 1000; done"];
 
 /// Something that can be measured on either side, again and again.
 pub trait Measure {

@@ -17,4 +17,5 @@ pub mod profile;
 pub mod report;
 pub mod restore;
 pub mod sampling;
+pub mod shm;
 pub mod worker;

@@ -17,6 +17,7 @@ use integration::bench::jobs::{Ps, RunRegistry};
 use integration::bench::measure::{Dump, Exec, Measure, Run, ShimAtRest};
 use integration::bench::report::{Line, json, table};
 use integration::bench::restore::{Restore, Size};
+use integration::bench::shm::Shm;
 use integration::bench::{profile, sampling};
 
 /// Samples a side where `--runs` says nothing: a median of fewer moves from run to run.
@@ -105,6 +106,7 @@ fn measure(args: &Args) -> Result<BTreeMap<&'static str, Line>> {
         floor,
         dump_1g,
         half_zero,
+        shm,
         memory,
         restore,
         restore_1g,
@@ -112,7 +114,7 @@ fn measure(args: &Args) -> Result<BTreeMap<&'static str, Line>> {
         registry,
         ps,
     ] = FIGURES;
-    let measures: [(&[Figure], Prepare); 11] = [
+    let measures: [(&[Figure], Prepare); 12] = [
         (&[run], || Ok(Box::new(Run))),
         (&[exec], || Ok(Box::new(Exec::prepare()?))),
         (&[rss, dirty, threads], || Ok(Box::new(ShimAtRest))),
@@ -121,6 +123,7 @@ fn measure(args: &Args) -> Result<BTreeMap<&'static str, Line>> {
             Ok(Box::new(Large::prepare()?))
         }),
         (&[half_zero], || Ok(Box::new(HalfZero::prepare()?))),
+        (&[shm], || Ok(Box::new(Shm::prepare()?))),
         (&[restore], || Ok(Box::new(Restore::prepare(Size::Small)?))),
         (&[restore_1g], || {
             Ok(Box::new(Restore::prepare(Size::Large(1024))?))
