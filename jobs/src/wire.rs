@@ -54,6 +54,18 @@ pub struct StatusAnswer {
     pub busy: Option<String>,
 }
 
+/// A container's image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Image {
+    /// The name it was asked for by.
+    pub name: String,
+    /// The digest of its manifest; empty if the engine does not tell.
+    pub digest: String,
+    /// The digest of its configuration: what Docker and podman call its id.
+    pub id: String,
+}
+
 /// A dump.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DumpRequest {
@@ -64,6 +76,9 @@ pub struct DumpRequest {
     /// What its engine calls the container, for the checkpoint to remember: the shim knows only its id.
     #[serde(default)]
     pub name: Option<String>,
+    /// Its image, which the shim does not know either.
+    #[serde(default)]
+    pub image: Option<Image>,
     /// The container goes on afterwards.
     pub leave_running: bool,
     /// A client's terminal is taken along (`--shell-job`).

@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
-use crate::archive::{self, ArchiveError, Form};
-use crate::layout::{INVENTORY, Layout, Shape};
+use crate::archive::{self, ArchiveError, Form, Limits};
+use crate::layout::{Extra, INVENTORY, Layout, Shape};
 use crate::manifest::{self, Difference, Manifest, ManifestError};
 
 pub use convert::{Converted, convert};
@@ -73,7 +73,7 @@ pub fn manifest(path: &Path) -> Result<Option<Manifest>, CheckpointError> {
     let text = match archive::detect(path)? {
         Form::Directory => {
             let file = path.join(manifest::NAME);
-            match small(&file) {
+            match small(&file, manifest::BYTES_MAX) {
                 Ok(text) => Some(text),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 Err(error) => return Err(ArchiveError::storage("read", &file, error).into()),
@@ -82,6 +82,29 @@ pub fn manifest(path: &Path) -> Result<Option<Manifest>, CheckpointError> {
         _ => archive::read_file(path, Path::new(manifest::NAME), manifest::BYTES_MAX, WITHIN)?,
     };
     parse(path, text.as_deref())
+}
+
+/// A small part that is no process image, whole; none in a checkpoint without it.
+///
+/// # Errors
+/// It cannot be read, or is larger than it may be.
+pub fn extra(path: &Path, extra: Extra, bytes_max: u64) -> Result<Option<Vec<u8>>, CheckpointError> {
+    if archive::detect(path)? != Form::Directory {
+        let name = Path::new(extra.name());
+        // Others' archives have their small files behind the memory.
+        return Ok(archive::read_file(
+            path,
+            name,
+            bytes_max,
+            Limits::default().bytes_max,
+        )?);
+    }
+    let file = path.join(extra.name());
+    match small(&file, bytes_max) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(ArchiveError::storage("read", &file, error).into()),
+    }
 }
 
 /// Whether this looks like a whole checkpoint, as far as can be told without reading its memory: its inventory is there, and
@@ -148,9 +171,9 @@ fn open(path: &Path) -> io::Result<File> {
     }
 }
 
-fn small(path: &Path) -> io::Result<Vec<u8>> {
+fn small(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
-    let _bytes = open(path)?.take(manifest::BYTES_MAX).read_to_end(&mut text)?;
+    let _bytes = open(path)?.take(bytes_max).read_to_end(&mut text)?;
     Ok(text)
 }
 

@@ -7,6 +7,7 @@
 //!  overlay's upper <----rootfs--> rootfs-diff.tar     (the same)
 //!  <checkpoint>/ <----archive---> <checkpoint>.tar.zst (feature `archive`; not in the shim)
 //!  <checkpoint>/* <---layout----> where each part lies
+//!  config.dump, spec.dump <-podman-> what other tools read of a checkpoint, and write
 //!  <any of them> --checkpoint--> manifest, verdict    (the same)
 //! ```
 //!
@@ -23,6 +24,7 @@ pub mod mounts;
 
 pub mod layout;
 pub mod manifest;
+pub mod podman;
 
 #[cfg(feature = "files")]
 pub mod archive;

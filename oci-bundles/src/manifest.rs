@@ -87,6 +87,9 @@ pub struct Image {
     /// The digest of its manifest, if the engine told.
     #[serde(default)]
     pub digest: String,
+    /// The digest of its configuration, which is what Docker and podman call its id.
+    #[serde(default)]
+    pub id: String,
 }
 
 /// A file of a checkpoint.
@@ -378,6 +381,7 @@ mod tests {
             image: Some(Image {
                 name: "redis:7".into(),
                 digest: String::new(),
+                id: String::new(),
             }),
             parts: vec![part("pages-1.img", 4096, 1), part("rootfs/diff.tar", 7, 2)],
             not_saved: vec![NotSaved {

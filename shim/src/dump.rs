@@ -30,6 +30,7 @@ mod error;
 pub(crate) mod hold;
 mod names;
 mod parts;
+mod portable;
 mod save;
 mod steps;
 mod target;
@@ -40,6 +41,7 @@ use std::time::Duration;
 
 use jobs::record::{Checkpoint, Origin};
 use oci_bundles::layout::{Layout, Shape};
+use oci_bundles::manifest::Image;
 
 use crate::cgroup::Cgroup;
 use crate::criu::Criu;
@@ -71,6 +73,8 @@ pub struct CheckpointOptions {
     pub new_directory: bool,
     /// What the client calls the container.
     pub name: Option<String>,
+    /// Its image, if the client tells.
+    pub image: Option<Image>,
     /// The container ends with the dump.
     pub exit: bool,
     /// Established TCP connections are saved.

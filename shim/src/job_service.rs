@@ -10,6 +10,7 @@ use jobs::wire::{
     ProgressRequest, RESTORE, RestoreAnswer, RestoreRequest, SERVICE, STATUS, StatusAnswer, THAW, Target,
 };
 use oci_bundles::layout::Shape;
+use oci_bundles::manifest::Image;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use ttrpc::r#async::{MethodHandler, Service, TtrpcContext};
@@ -116,6 +117,7 @@ impl Method {
             shape: Shape::Nested,
             new_directory: true,
             name: request.name,
+            image: request.image.map(image),
             exit: !request.leave_running,
             terminal: request.shell_job,
             ..CheckpointOptions::default()
@@ -161,6 +163,11 @@ impl Method {
             total: step.total,
         })
     }
+}
+
+fn image(said: jobs::wire::Image) -> Image {
+    let jobs::wire::Image { name, digest, id } = said;
+    Image { name, digest, id }
 }
 
 /// A checkpoint gets a directory of its own: one with something in it may be somebody's.

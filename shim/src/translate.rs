@@ -133,6 +133,7 @@ pub fn checkpoint(request: api::CheckpointTaskRequest) -> Result<CheckpointOptio
         new_directory: false,
         shape: Shape::Flat,
         name: None,
+        image: None,
     })
 }
 

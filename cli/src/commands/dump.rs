@@ -10,6 +10,7 @@
 pub mod advice;
 pub mod criu_options;
 pub mod flags;
+pub mod image;
 pub mod pack;
 pub mod place;
 mod possible;

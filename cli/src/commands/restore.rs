@@ -12,6 +12,7 @@ mod arguments;
 mod containerd;
 mod copy;
 mod engine;
+mod fresh;
 mod images;
 mod job;
 mod order;

@@ -4,6 +4,7 @@
 
 mod containers;
 mod events;
+mod images;
 mod snapshots;
 mod tasks;
 mod version;

@@ -53,6 +53,30 @@ struct Listed {
     created: u64,
 }
 
+/// `GET /containers/ID/json`, as far as it is of interest.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Inspected {
+    /// The image's id.
+    image: String,
+    config: Config,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Config {
+    image: String,
+}
+
+/// A container's image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// The name it was asked for by.
+    pub name: String,
+    /// The digest of its configuration.
+    pub id: String,
+}
+
 /// What comes with every failure.
 #[derive(Debug, Deserialize)]
 struct Refusal {
@@ -100,18 +124,28 @@ impl Docker {
         listed(&body).map_err(|source| Error::tool(format!("failed to read Docker's containers: {source}")))
     }
 
+    /// The image of a container.
+    ///
+    /// # Errors
+    /// There is none of that id, or Docker does not answer.
+    pub async fn image(&self, id: &str) -> Result<Image, Error> {
+        let path = format!("/containers/{}/json", plain(id)?);
+        let act = format!("look at {id} in Docker");
+        let body = self.call(Method::GET, &path, &act, CALL_LIMIT).await?;
+        let found: Inspected = serde_json::from_slice(&body)
+            .map_err(|source| Error::tool(format!("failed to read what Docker says of {id}: {source}")))?;
+        Ok(Image {
+            name: found.config.image,
+            id: found.image,
+        })
+    }
+
     /// Starts a container that has ended, as `docker start`.
     ///
     /// # Errors
     /// There is none of that id, it runs, or it could not be started: with Docker's words.
     pub async fn start(&self, id: &str) -> Result<(), Error> {
-        if !id
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
-        {
-            return Err(Error::usage(format!("{id:?} is no id of Docker's")));
-        }
-        let path = format!("/containers/{id}/start");
+        let path = format!("/containers/{}/start", plain(id)?);
         let act = format!("start {id} by Docker");
         self.call(Method::POST, &path, &act, START_LIMIT).await.map(drop)
     }
@@ -162,6 +196,15 @@ impl Docker {
             self.socket.display()
         ))
         .hint("is it running? another socket is named by $DOCKER_HOST")
+    }
+}
+
+/// An id that can stand in a path.
+fn plain(id: &str) -> Result<&str, Error> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    match id.bytes().all(is_plain) {
+        true => Ok(id),
+        false => Err(Error::usage(format!("{id:?} is no id of Docker's"))),
     }
 }
 

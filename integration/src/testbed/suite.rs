@@ -46,6 +46,9 @@ const ENGINES: &[&str] = &[
     "util-linux",
 ];
 
+/// Engines of which only Debian testing has a version that is worth a test.
+const NEWER: &[&str] = &["podman"];
+
 /// What makes a root file system a machine.
 const MACHINE: &[&str] = &[
     "apparmor",
@@ -96,6 +99,9 @@ impl Suite {
             Self::Trixie | Self::Vm => "trixie",
         };
         let mut packages = ENGINES.to_vec();
+        if release == "forky" {
+            packages.extend(NEWER);
+        }
         if self == Self::Vm {
             packages.extend(MACHINE);
         }

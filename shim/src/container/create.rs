@@ -1,7 +1,8 @@
 //! `Create`: from a request to a container with an owner, or back to nothing.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -29,6 +30,9 @@ use crate::stdio::{self, Prepared, StdioRequest, Streams};
 
 /// How long cleaning up after a failed create may take.
 const UNDO_DEADLINE: Duration = Duration::from_secs(30);
+
+/// The directory in the bundle that `cedana` knows by this name.
+const OWN_SHM: &str = "cedana-shm";
 
 /// What containerd asks for.
 #[derive(Debug)]
@@ -245,6 +249,19 @@ fn give_criu_a_config(facts: &Facts) -> Result<()> {
         .map_err(internal("add CRIU's configuration to config.json"))
 }
 
+/// A container that is made for a checkpoint of another engine's has its `/dev/shm` here: `cedana` names it in the spec, relative to the
+/// bundle, which lies in memory and goes with the task.
+fn make_own_shm(bundle: &Path) -> Result<()> {
+    let path = bundle.join(OWN_SHM);
+    match fs::create_dir(&path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) => return Err(internal("make a directory for shared memory")(error)),
+    }
+    fs::set_permissions(&path, Permissions::from_mode(0o1777))
+        .map_err(internal("make a directory for shared memory"))
+}
+
 fn mount_rootfs(bundle: &Path, rootfs: &[Mount]) -> Result<()> {
     if rootfs.is_empty() {
         return Ok(());
@@ -288,6 +305,7 @@ pub(super) async fn restore_init(
     checkpoint: PathBuf,
     settings: &config::Restore,
 ) -> Result<Init> {
+    make_own_shm(&facts.bundle)?;
     let work_path = Some(&facts.options.criu_work_path)
         .filter(|path| !path.is_empty())
         .map(PathBuf::from);

@@ -18,7 +18,7 @@ use oci_bundles::layout::{INVENTORY, Layout, Shape};
 
 use super::DumpCause;
 use super::names::is_image;
-use super::target::Target;
+use super::target::{Target, taken};
 use crate::criu::manifest;
 use crate::progress::size_of;
 
@@ -65,7 +65,10 @@ pub fn prepare_nested(staging: &Layout, dest: &Path) -> Result<Target, DumpCause
     if fs::symlink_metadata(dest).is_ok() {
         return Err(DumpCause::Exists(dest.to_owned()));
     }
-    let mut target = Target::claim(staging.root(), false)?;
+    let mut target = match Target::claim(staging.root(), false) {
+        Err(DumpCause::Refused(_)) => return Err(taken(dest)),
+        claimed => claimed?,
+    };
     // Nobody else gives a directory this name.
     target.made = true;
     for name in entries(staging.root())? {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::pin::pin;
 
 use config::Tcp;
+use oci_bundles::layout::Shape;
 use tokio::time::timeout;
 
 use super::capture::{self, Capture, WORTH_IT};
@@ -156,6 +157,22 @@ impl Dumping<'_> {
             let written = capture.written(self.deadline).await?;
             self.parts.take_in(written, self.staging.shape());
         }
+        if self.staging.shape() == Shape::Nested {
+            self.keep_logs();
+        }
+        match self.complete().await {
+            // What came last are statistics: the images, and a manifest that lists them all, are on the disk since before CRIU ended
+            // the container.
+            Err(error) if self.agreed && self.staging.shape() == Shape::Nested => {
+                tracing::warn!(id = self.job.id, %error, "the manifest does not tell of the end of the dump");
+                Ok(())
+            }
+            completed => completed,
+        }
+    }
+
+    /// Lists all files in the manifest, unless it does already, and has them on the disk.
+    async fn complete(&mut self) -> Result<(), DumpCause> {
         if self.list_parts().await? && self.staged() {
             self.write_manifest()?;
             let staging = self.staging.clone();

@@ -102,6 +102,7 @@ impl<'j> Dumping<'j> {
         self.manifest.origin = serde_json::to_value(origin).ok();
         self.manifest.versions = describe::versions(&self.manifest.criu);
         self.manifest.host = describe::host();
+        self.manifest.image.clone_from(&self.job.options.image);
         self.manifest.not_saved = describe::not_saved(&self.job.bundle, self.job.init_pid);
         self.criu = Some(criu);
         Ok(())
@@ -123,6 +124,9 @@ impl<'j> Dumping<'j> {
             }
         };
         self.target = Some(beside(self.staging.root(), prepare).await?);
+        if self.staging.shape() == Shape::Nested {
+            self.write_portable()?;
+        }
         work::make(&self.work, self.owns_work()).map_err(DumpCause::files("make", &self.work))
     }
 

@@ -58,7 +58,7 @@ fn make(images: &Path, exclusive: bool) -> Result<bool, DumpCause> {
     }
 }
 
-fn taken(images: &Path) -> DumpCause {
+pub(super) fn taken(images: &Path) -> DumpCause {
     DumpCause::Refused(format!(
         "another dump writes to {}; wait for it, or name another directory",
         images.display()

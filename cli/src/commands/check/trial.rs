@@ -162,6 +162,7 @@ impl Trial<'_> {
             id: self.id.clone(),
             path: path.to_owned(),
             name: None,
+            image: None,
             leave_running: false,
             shell_job: false,
             settings: Default::default(),

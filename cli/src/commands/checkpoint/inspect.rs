@@ -6,8 +6,9 @@ use std::path::Path;
 use jobs::record::Origin;
 use oci_bundles::archive::{self, Form};
 use oci_bundles::checkpoint;
-use oci_bundles::layout::{Layout, Shape};
+use oci_bundles::layout::{Extra, Layout, Shape};
 use oci_bundles::manifest::Manifest;
+use oci_bundles::podman::{self, Foreign};
 use serde::Serialize;
 
 use super::target::{self, Target};
@@ -43,6 +44,8 @@ struct Told<'a> {
     /// What is wrong with its manifest.
     problem: Option<String>,
     manifest: Option<&'a Manifest>,
+    /// What it tells other tools of its container, or another tool told.
+    config: Option<&'a Foreign>,
     files: Vec<File>,
 }
 
@@ -65,7 +68,9 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
         Err(error) => (None, Some(error.to_string())),
     };
     let origin = manifest.as_ref().and_then(rebuild::origin_in);
-    let told = told(&target, form, manifest.as_ref(), origin.as_ref(), problem);
+    let mut told = told(&target, form, manifest.as_ref(), origin.as_ref(), problem);
+    let config = config(&target.path);
+    told.config = config.as_ref();
     if context.json {
         return output::json(&told);
     }
@@ -102,8 +107,15 @@ fn told<'a>(
         origin,
         problem,
         manifest,
+        config: None,
         files: files(&target.path, manifest),
     }
+}
+
+/// What is damaged tells nothing here; whoever needs it says why.
+fn config(path: &Path) -> Option<Foreign> {
+    let text = checkpoint::extra(path, Extra::Config, podman::BYTES_MAX).ok()??;
+    Foreign::parse(&text).ok()
 }
 
 /// The files of a checkpoint: those that its manifest lists, else those that are there.
@@ -160,8 +172,10 @@ fn text(told: &Told<'_>) -> String {
         .iter()
         .filter_map(|(name, value)| Some(line("", name, value.as_ref()?)))
         .collect();
-    if let Some(manifest) = told.manifest {
-        describe(&mut text, manifest);
+    match (told.manifest, told.config) {
+        (Some(manifest), _) => describe(&mut text, manifest),
+        (None, Some(config)) => text.push_str(&foreign(config)),
+        (None, None) => {}
     }
     section(
         &mut text,
@@ -173,15 +187,48 @@ fn text(told: &Told<'_>) -> String {
     text
 }
 
+/// What another tool's checkpoint tells.
+fn foreign(config: &Foreign) -> String {
+    let pairs = [
+        ("name", &config.name),
+        ("container", &config.id),
+        ("image", &config.image),
+        ("image id", &config.image_id),
+        ("runtime", &config.runtime),
+        ("created", &config.created),
+    ];
+    let said = pairs.iter().filter(|(_, value)| !value.is_empty());
+    said.map(|(name, value)| line("", name, value)).collect()
+}
+
 /// What a manifest tells beside the files.
 fn describe(text: &mut String, manifest: &Manifest) {
+    if let Some(image) = &manifest.image {
+        let parts = [
+            ("name", &image.name),
+            ("digest", &image.digest),
+            ("id", &image.id),
+        ];
+        let said = parts.iter().filter(|(_, value)| !value.is_empty());
+        section(
+            text,
+            "image",
+            said.map(|(name, value)| ((*name).to_owned(), (*value).clone())),
+        );
+    }
     let mut versions = manifest.versions.clone();
     if !manifest.criu.is_empty() {
         drop(versions.insert("criu".to_owned(), manifest.criu.clone()));
     }
     section(text, "versions", versions.into_iter());
     let host = &manifest.host;
-    let machine = [("architecture", &host.architecture), ("cpu", &host.cpu)];
+    let features: Vec<&str> = host.cpu_features.iter().map(String::as_str).collect();
+    let features = features.join(" ");
+    let machine = [
+        ("architecture", &host.architecture),
+        ("cpu", &host.cpu),
+        ("cpu features", &features),
+    ];
     let machine = machine.into_iter().filter(|(_, value)| !value.is_empty());
     section(
         text,

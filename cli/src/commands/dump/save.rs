@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::flags::Flags;
 use super::place::{self, Place};
-use super::{advice, pack, possible, watch};
+use super::{advice, image, pack, possible, watch};
 use crate::commands::dump_containerd::foreign;
 use crate::context::Context;
 use crate::error::{Error, Kind};
@@ -64,6 +64,7 @@ pub async fn save(context: &Context, jobs: &mut Jobs, job: &Job, flags: &Flags) 
         id: job.key.id.clone(),
         path: place.directory.clone(),
         name: job.name.rsplit('/').next().map(str::to_owned),
+        image: image::of(job).await,
         leave_running: wishes.leave_running,
         shell_job: wishes.shell_job,
         settings: wishes.settings,

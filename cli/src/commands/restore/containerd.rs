@@ -6,10 +6,11 @@ use jobs::record::{Key, Origin};
 
 use super::arguments::Flags;
 use super::engine::{by_containerd, by_nerdctl, is_ours};
+use super::fresh::Wanted;
 use super::images::Images;
 use super::job::{bring_back, foreign, pod};
 use super::order::Order;
-use super::{Restored, copy, report};
+use super::{Restored, copy, fresh, report};
 use crate::context::Context;
 use crate::engines::containerd::{Container, Containerd};
 use crate::engines::{Address, docker, nerdctl};
@@ -29,6 +30,12 @@ pub struct Args {
     /// The container; the one that the checkpoint is of unless given. One that is not there is made like that one
     #[arg(long, value_name = "ID")]
     id: Option<String>,
+    /// The image of a container that is made for it; the one that the checkpoint names unless given
+    #[arg(long, value_name = "NAME")]
+    image: Option<String>,
+    /// The network namespace of a container that is made for it, such as one of ip netns
+    #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::FilePath)]
+    netns: Option<PathBuf>,
     #[command(flatten)]
     address: Address,
     #[command(flatten)]
@@ -71,7 +78,8 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
             ),
         );
     }
-    let order = Order {
+    let wanted = Wanted::read(images.directory(), args.image.as_deref(), args.netns.as_deref())?;
+    let mut order = Order {
         key: &key,
         spool: &spool,
         name: &id,
@@ -79,8 +87,14 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
         checkpoint: images.directory(),
         settings: args.flags.settings()?,
     };
+    if origin.is_none() {
+        // Podman gives the root of a file system other permissions than containerd does, and CRIU compares them.
+        let check = order.settings.entry("restore.skip-file-check".to_owned());
+        let _said = check.or_insert_with(|| "true".to_owned());
+    }
     let progress = Progress::start("Restoring", context.json);
-    let pid = restore(&order, &engine, origin.as_ref(), args.flags.out()?.as_deref()).await?;
+    let out = args.flags.out()?;
+    let pid = restore(&order, &engine, (origin.as_ref(), &wanted), out.as_deref()).await?;
     drop(progress);
     args.flags.write_pid(pid)?;
     let restored = Restored {
@@ -94,14 +108,18 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
 async fn restore(
     order: &Order<'_>,
     engine: &Containerd,
-    origin: Option<&Origin>,
+    (origin, wanted): (Option<&Origin>, &Wanted),
     out: Option<&Path>,
 ) -> Result<i32, Error> {
-    if let Some(container) = engine.container(&order.key.id).await? {
+    let id = &order.key.id;
+    if let Some(container) = engine.container(id).await? {
         return into(order, engine, &container, out).await;
     }
-    let like = like(order.key, engine, origin).await?;
-    let container = copy::create(engine, &like, &order.key.id).await?;
+    let container = match (like(order.key, engine, origin).await, &wanted.image) {
+        (Ok(like), _) => copy::create(engine, &like, id).await?,
+        (Err(_), Some(image)) => fresh::create(engine, id, image, wanted).await?,
+        (Err(error), None) => return Err(error),
+    };
     match into(order, engine, &container, out).await {
         Ok(pid) => Ok(pid),
         Err(error) => Err(copy::undo(engine, &container, error).await),

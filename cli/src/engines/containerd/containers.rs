@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use containerd_client::services::v1::{
     self as api, CreateContainerRequest, DeleteContainerRequest, GetContainerRequest, ListContainersRequest,
+    UpdateContainerRequest,
 };
-use prost_types::{Any, Timestamp};
+use prost_types::{Any, FieldMask, Timestamp};
 use serde_json::Value;
 
 use super::{CALL_LIMIT, Containerd, MESSAGE_BYTES_MAX, optional};
@@ -157,6 +158,28 @@ impl Containerd {
         let request = self.request(CreateContainerRequest { container: Some(raw) }, CALL_LIMIT);
         let mut client = self.client.containers();
         let _ = self.answer(&act, CALL_LIMIT, client.create(request)).await?;
+        Ok(())
+    }
+
+    /// Changes the spec of a record, which the next task is made of.
+    ///
+    /// # Errors
+    /// There is none of that id, or containerd does not do it.
+    pub async fn update_spec(&self, container: &Container) -> Result<(), Error> {
+        let act = format!("change container {}", container.id);
+        let message = UpdateContainerRequest {
+            container: Some(api::Container {
+                id: container.id.clone(),
+                spec: container.spec.clone(),
+                ..api::Container::default()
+            }),
+            update_mask: Some(FieldMask {
+                paths: vec!["spec".to_owned()],
+            }),
+        };
+        let request = self.request(message, CALL_LIMIT);
+        let mut client = self.client.containers();
+        let _ = self.answer(&act, CALL_LIMIT, client.update(request)).await?;
         Ok(())
     }
 

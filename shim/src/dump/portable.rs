@@ -1,0 +1,63 @@
+//! What podman and checkpointctl want to find in a nested checkpoint beside the images.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use jobs::time::millis;
+use oci_bundles::layout::Extra;
+use oci_bundles::podman::{BYTES_MAX, Known, config_dump, root_alone, spec_dump};
+use oci_bundles::spec::CONFIG_FILE;
+use serde_json::Value;
+
+use super::{DumpCause, Dumping};
+use crate::criu::file::read_regular;
+
+/// CRIU's files in its work directory that are worth keeping, and what they are called in a checkpoint.
+const OF_CRIU: [(&str, Extra); 2] = [("dump.log", Extra::DumpLog), ("stats-dump", Extra::Statistics)];
+
+impl Dumping<'_> {
+    /// Says whose checkpoint it is, in podman's words. A `config.json` that is none would not have been run.
+    pub(super) fn write_portable(&self) -> Result<(), DumpCause> {
+        let path = self.job.bundle.join(CONFIG_FILE);
+        let text = read_regular(&path, BYTES_MAX).map_err(DumpCause::files("read", &path))?;
+        let config: Value =
+            serde_json::from_slice(&text).map_err(|error| DumpCause::files("read", &path)(error.into()))?;
+        let (options, origin) = (&self.job.options, &self.job.origin);
+        let made = fs::metadata(&path).and_then(|file| file.modified());
+        let name = origin.name.as_ref().or(options.name.as_ref());
+        let known = Known {
+            id: &self.job.id,
+            name: name.unwrap_or(&self.job.id),
+            image: options.image.as_ref(),
+            created: made.map_or(origin.at, millis),
+            saved: origin.at,
+        };
+        self.write(Extra::Config, &config_dump(&known, &config))?;
+        self.write(Extra::Spec, &spec_dump(&config, known.name))?;
+        let root = format!("/proc/{}/root/", self.job.init_pid);
+        let root = fs::metadata(&root).map_err(DumpCause::files("look at", root.as_ref()))?;
+        let diff = root_alone(root.mode(), root.uid(), root.gid());
+        self.write(Extra::RootfsDiff, &diff)
+    }
+
+    /// Takes CRIU's log and statistics along, as far as they are there: they tell of the dump, and no restore needs them. What has been
+    /// taken stays as it is, since a manifest may have its digest already.
+    pub(super) fn keep_logs(&self) {
+        for (name, extra) in OF_CRIU {
+            let (from, to) = (self.work.join(name), self.staging.extra(extra));
+            if !from.exists() || to.exists() {
+                continue;
+            }
+            if let Err(error) = fs::copy(&from, &to) {
+                tracing::debug!(id = self.job.id, name, %error, "the checkpoint goes without");
+                // Half of it is worse than none.
+                drop(fs::remove_file(&to));
+            }
+        }
+    }
+
+    fn write(&self, extra: Extra, text: &[u8]) -> Result<(), DumpCause> {
+        let path = self.staging.extra(extra);
+        fs::write(&path, text).map_err(DumpCause::files("write", &path))
+    }
+}
