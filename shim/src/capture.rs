@@ -3,12 +3,14 @@
 //! ```text
 //!   shim --plan--> worker: takes memory, makes fifos          CRIU opens pages-N.img for writing, as ever, and meets a fifo
 //!        <--ready--   |
-//!        runc checkpoint ... CRIU --splice--> fifo --read--> memory      the application stands still
+//!        runc checkpoint ... CRIU --splice--> fifo --splice--> relays --read--> memory     the application stands still
 //!        --finish-->  |
-//!        <--drained-- |                                                  from here on it may go on
+//!        <--drained-- |                                                                    from here on it may go on
 //!                     memory --write, digest, sync--> pages-N.img        a sparse file: pages of zeros cost nothing
 //!        <--written-- |
 //! ```
+//!
+//! One thread reads fifos, two copy, four write and one digests, with queues between them: see the modules.
 //!
 //! This is the worker: a process of its own for one dump, so that its memory and its work are not the shim's. It is asked
 //! on stdin and answers on stdout, a line of JSON each.
@@ -20,22 +22,30 @@
 //! Invariants:
 //! - all fifos have a reader before CRIU can open one: it would wait for it, and the application with it;
 //! - a worker that ends, for whatever reason, closes its fifos; CRIU then fails and lets the application go on;
-//! - memory is taken, and touched, before anything stands still, and never more than the plan says; past that, what was read
-//!   goes to the disk at once, and CRIU waits;
+//! - memory is taken, and touched, before anything stands still, and never more than the plan says; past that, CRIU waits until
+//!   the disk has some of it;
 //! - what is answered as written is on the disk.
 
+mod digest;
 mod fifos;
 mod files;
+mod intake;
 mod memory;
+mod relay;
+mod writing;
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
 
 use serde::{Deserialize, Serialize};
 
 use fifos::{Fifos, Heard};
 use files::Files;
-use memory::Memory;
+use intake::Intake;
+use relay::Relay;
+use writing::Writing;
 
 /// A line of the shim's: a plan has a path in it.
 const LINE_BYTES_MAX: u64 = 64 * 1024;
@@ -110,6 +120,15 @@ impl CaptureError {
         let what = what.into();
         move |source| Self { action, what, source }
     }
+
+    /// The same, for another who has to know.
+    fn again(&self) -> Self {
+        let source = match self.source.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => io::Error::new(self.source.kind(), self.source.to_string()),
+        };
+        Self::new(self.action, self.what.clone())(source)
+    }
 }
 
 /// The life of a worker. Returns when all is written.
@@ -133,22 +152,35 @@ pub fn run(input: impl Read + std::os::fd::AsFd, mut output: impl Write) -> Resu
 fn capture(input: &(impl Read + std::os::fd::AsFd), output: &mut impl Write) -> Result<(), CaptureError> {
     let mut lines = Lines::of(input)?;
     let plan: Plan = lines.next("the plan")?;
-    let mut files = Files::new(plan.images.clone());
-    let mut memory = Memory::take(plan.memory).map_err(CaptureError::new("take", "memory for the pages"))?;
-    let mut fifos = Fifos::make(&plan.images, plan.files.min(FIFOS_MAX), input)?;
-    say(output, &Answer::Ready)?;
-    while let Heard::Pages(file) = fifos.wait()? {
-        fifos.read(file, &mut memory, &mut files)?;
-    }
-    let Order::Finish = lines.next("an order")?;
-    fifos.drain(&mut memory, &mut files)?;
-    let bytes = memory.taken_in();
-    say(output, &Answer::Drained { bytes })?;
-    let names = fifos.used();
-    memory.write_to(&mut files)?;
-    fifos.remove_unused()?;
-    let files = files.finish(&names)?;
-    say(output, &Answer::Written { files })
+    let files = Files::new(plan.images.clone());
+    let mut space = memory::take(plan.memory).map_err(CaptureError::new("take", "memory for the pages"))?;
+    let chunks = memory::chunks(&mut space);
+    thread::scope(|scope| {
+        let writing = Writing::start(scope, &files, chunks).map_err(threads())?;
+        let writing = Arc::new(writing);
+        let relays = Relay::some(plan.memory).map_err(CaptureError::new("make", "pipes"))?;
+        let mut intake = Intake::start(scope, relays, &writing).map_err(threads())?;
+        let mut fifos = Fifos::make(&plan.images, plan.files.min(FIFOS_MAX), input)?;
+        say(output, &Answer::Ready)?;
+        while let Heard::Pages(file) = fifos.wait()? {
+            if fifos.read(file, &mut intake)? {
+                writing.begin()?;
+            }
+        }
+        let Order::Finish = lines.next("an order")?;
+        fifos.drain(&mut intake)?;
+        let bytes = intake.finish()?;
+        say(output, &Answer::Drained { bytes })?;
+        let writing = Arc::into_inner(writing).ok_or_else(|| io::Error::other("a thread goes on"));
+        let digests = writing.map_err(threads())?.finish()?;
+        fifos.remove_unused()?;
+        let files = files.finish(&fifos.used(), digests)?;
+        say(output, &Answer::Written { files })
+    })
+}
+
+fn threads() -> impl FnOnce(io::Error) -> CaptureError {
+    CaptureError::new("start", "the threads that take pages")
 }
 
 fn say(output: &mut impl Write, answer: &Answer) -> Result<(), CaptureError> {
@@ -177,3 +209,6 @@ impl Lines {
         serde_json::from_slice(&line).map_err(|error| CaptureError::new("understand", what)(error.into()))
     }
 }
+
+#[cfg(test)]
+mod tests;

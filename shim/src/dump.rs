@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  find criu -> prepare directories -> freeze -> look at connections -> wake stopped tasks -> configure criu
-//!     -> save (runc checkpoint) -> verify -> let go on -> commit | put back -> put away
+//!     -> save (runc checkpoint) -> let go on -> verify -> write out -> commit | put back -> put away
 //! ```
 //!
 //! Why these, with what was measured for a small container (kernel 6.18, cgroup v1, CRIU 4.2, runc 1.3):
@@ -57,7 +57,7 @@ use parts::Parts;
 use target::Target;
 
 /// The phases before the commit that follow the save.
-const AFTER_SAVE: [&str; 4] = ["verify", "let go on", "write out", "commit"];
+const AFTER_SAVE: [&str; 4] = ["let go on", "verify", "write out", "commit"];
 
 /// What a client asks for: containerd's `runc.v1.CheckpointOptions`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -236,13 +236,13 @@ fn before_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 12] {
             undo: Some(|dump| Box::pin(dump.end_criu())),
         },
         Phase {
-            name: "verify",
-            act: |dump| Box::pin(dump.verify()),
+            name: "let go on",
+            act: |dump| Box::pin(dump.let_go_on()),
             undo: None,
         },
         Phase {
-            name: "let go on",
-            act: |dump| Box::pin(dump.let_go_on()),
+            name: "verify",
+            act: |dump| Box::pin(dump.verify()),
             undo: None,
         },
         Phase {

@@ -3,6 +3,7 @@
 //! Nothing is measured unless somebody asks: the acts only say which phase they are in and where they write.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
 /// Files that are looked at for the bytes written: a dump has a dozen, and three for each process.
 const FILES_MAX: usize = 10_000;
+
+/// What the kernel counts a file's room in.
+const BLOCK_BYTES: u64 = 512;
 
 /// Where an act is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,7 +42,7 @@ impl Step {
     pub fn bytes(&self) -> u64 {
         match (self.worker, self.fills.as_os_str().is_empty()) {
             (0, true) => 0,
-            (0, false) => size_of(&self.fills),
+            (0, false) => written_to(&self.fills),
             (worker, _) => read_by(worker),
         }
     }
@@ -155,12 +159,20 @@ fn read_by(pid: i32) -> u64 {
 
 /// The size of the files in a directory, in bytes.
 pub fn size_of(dir: &Path) -> u64 {
-    let files = fs::read_dir(dir).into_iter().flatten().flatten().take(FILES_MAX);
-    files
+    files(dir).map(|file| file.len()).sum()
+}
+
+/// What has been written of them: a file may be as long as it is to be before it has all its bytes.
+fn written_to(dir: &Path) -> u64 {
+    let written = |file: fs::Metadata| file.len().min(file.blocks().saturating_mul(BLOCK_BYTES));
+    files(dir).map(written).sum()
+}
+
+fn files(dir: &Path) -> impl Iterator<Item = fs::Metadata> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten().take(FILES_MAX);
+    entries
         .filter_map(|file| file.metadata().ok())
         .filter(fs::Metadata::is_file)
-        .map(|file| file.len())
-        .sum()
 }
 
 #[cfg(test)]

@@ -25,6 +25,16 @@ pub struct Peak {
     pub buffer: u64,
 }
 
+impl Peak {
+    /// A worker that is on its way out has given its buffer back already.
+    fn or_more(self, earlier: Option<Self>) -> Self {
+        earlier.map_or(self, |earlier| Self {
+            resident: self.resident.max(earlier.resident),
+            buffer: self.buffer.max(earlier.buffer),
+        })
+    }
+}
+
 /// Looks for a worker until it is told to stop.
 #[derive(Debug)]
 pub struct Watch {
@@ -40,7 +50,8 @@ impl Watch {
         let thread = thread::spawn(move || {
             let mut peak = None;
             while !stopped.load(Ordering::Relaxed) {
-                peak = worker().and_then(peak_of).or(peak);
+                let now = worker().and_then(peak_of);
+                peak = now.map(|now| now.or_more(peak)).or(peak);
                 thread::sleep(INTERVAL);
             }
             peak

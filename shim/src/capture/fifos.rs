@@ -1,23 +1,20 @@
 //! The fifos that CRIU takes for its files of pages.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc::O_NONBLOCK;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
+use rustix::pipe::fcntl_setpipe_size;
 
 use super::CaptureError;
-use super::files::Files;
-use super::memory::Memory;
-
-/// What a fifo holds while nobody reads. The more, the less CRIU waits; the kernel gives no more than this by default.
-const CAPACITY: i32 = 1 << 20;
+use super::intake::Intake;
+use super::relay::CAPACITY;
 
 /// Fifos that are enlarged before CRIU comes. The biggest process is often among the first; a later one is enlarged as it is met.
 const ENLARGED: usize = 8;
@@ -125,33 +122,24 @@ impl Fifos {
         }
     }
 
-    /// Reads what a fifo has.
-    pub(super) fn read(
-        &mut self,
-        index: usize,
-        memory: &mut Memory,
-        files: &mut Files,
-    ) -> Result<(), CaptureError> {
+    /// Reads what a fifo has. True at its end.
+    pub(super) fn read(&mut self, index: usize, intake: &mut Intake<'_>) -> Result<bool, CaptureError> {
         let Some(fifo) = self.fifos.get_mut(index) else {
-            return Ok(());
+            return Ok(false);
         };
-        loop {
-            match memory.read(index, &mut fifo.file, files)? {
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(CaptureError::new("read", fifo.path.display().to_string())(error)),
-            }
+        let ended = intake.take(index, &fifo.file)?;
+        let ended = ended.map_err(CaptureError::new("read", fifo.path.display().to_string()))?;
+        if !ended {
+            return Ok(false);
         }
         fifo.state = State::Ended;
         // Its end would be heard for ever.
         let _ = self.epoll.delete(&fifo.file);
-        Ok(())
+        Ok(true)
     }
 
     /// Reads whatever is left, now that nobody writes any more.
-    pub(super) fn drain(&mut self, memory: &mut Memory, files: &mut Files) -> Result<(), CaptureError> {
+    pub(super) fn drain(&mut self, intake: &mut Intake<'_>) -> Result<(), CaptureError> {
         self.heard.clear();
         let mut events = [EpollEvent::empty(); EVENTS_MAX];
         loop {
@@ -170,7 +158,7 @@ impl Fifos {
                 if let Some(fifo) = self.fifos.get_mut(index) {
                     fifo.state = State::Open;
                 }
-                self.read(index, memory, files)?;
+                let _at_its_end = self.read(index, intake)?;
             }
         }
         match self.fifos.iter().find(|fifo| fifo.state == State::Open) {
@@ -215,5 +203,5 @@ fn open(path: &Path) -> io::Result<File> {
 
 /// Best effort: a smaller one makes CRIU wait more often.
 fn enlarge(fifo: &File) {
-    let _ = fcntl(fifo, FcntlArg::F_SETPIPE_SZ(CAPACITY));
+    let _ = fcntl_setpipe_size(fifo, CAPACITY);
 }

@@ -1,85 +1,142 @@
-//! Where pages are held between CRIU and the disk: one piece of memory, filled from its beginning.
+//! Where pages are held between CRIU and the disk: memory in chunks, each filled from its beginning.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::ops::Range;
+use std::thread;
 
 use memmap2::{Advice, MmapMut};
-
-use super::CaptureError;
-use super::files::Files;
 
 /// The least that is worth having: below this CRIU might as well write files.
 const BYTES_MIN: u64 = 4 << 20;
 
-/// One `read` takes no more than a fifo can hold, 1 MiB as a rule.
-const READ_BYTES_MAX: usize = 1 << 20;
+/// A chunk: large enough that the disk is asked for much at a time. Of little memory a quarter, so that one can be filled while the others
+/// are on their way to the disk.
+const CHUNK_BYTES_MAX: usize = 16 << 20;
+const CHUNKS_MIN: usize = 4;
 
-/// Pages as they came: each run belongs to one file, and the runs of a file follow one another in it.
-#[derive(Debug)]
-pub(super) struct Memory {
-    space: MmapMut,
-    filled: usize,
-    runs: Vec<(usize, Range<usize>)>,
-    taken_in: u64,
+/// Threads that touch memory.
+const TOUCHERS: usize = 2;
+
+/// What divides a chunk: huge pages are not torn between two.
+const CHUNK_UNIT: usize = 1 << 20;
+
+/// Takes this much, and touches it: a page that is first met while the application stands costs it time.
+pub(super) fn take(bytes: u64) -> io::Result<MmapMut> {
+    let bytes = usize::try_from(bytes.max(BYTES_MIN)).map_err(io::Error::other)?;
+    let space = MmapMut::map_anon(bytes.next_multiple_of(CHUNK_UNIT))?;
+    // Huge pages are taken where the host gives them to everybody, and not asked for: who asks waits until they have been put together, or
+    // fetched back from a hypervisor, 1.4 s to 5 s for a GiB where small ones took 1 s.
+    touch(&space);
+    Ok(space)
 }
 
-impl Memory {
-    /// Takes this much, and touches it: a page that is first met while the application stands costs it time.
-    pub(super) fn take(bytes: u64) -> io::Result<Self> {
-        let bytes = usize::try_from(bytes.max(BYTES_MIN)).map_err(io::Error::other)?;
-        let space = MmapMut::map_anon(bytes)?;
-        // Neither is needed: without the first it takes longer (4 KiB at a time), without the second it takes it later.
-        let _ = space.advise(Advice::HugePage);
-        let _ = space.advise(Advice::PopulateWrite);
-        Ok(Self {
-            space,
-            filled: 0,
-            runs: Vec::new(),
-            taken_in: 0,
-        })
+/// By several at once: the kernel clears each page. Not needed, so that nothing is said of a failure: the pages are met later then.
+fn touch(space: &MmapMut) {
+    let share = (space.len() / TOUCHERS).next_multiple_of(CHUNK_UNIT);
+    thread::scope(|scope| {
+        for start in (0..space.len()).step_by(share) {
+            let length = share.min(space.len() - start);
+            let _joined = scope.spawn(move || space.advise_range(Advice::PopulateWrite, start, length));
+        }
+    });
+}
+
+/// The chunks of it.
+pub(super) fn chunks(space: &mut [u8]) -> Vec<Chunk<'_>> {
+    let share = space.len() / CHUNKS_MIN / CHUNK_UNIT * CHUNK_UNIT;
+    let size = share.clamp(CHUNK_UNIT, CHUNK_BYTES_MAX);
+    let chunks = space.chunks_mut(size).map(|space| Chunk {
+        space,
+        ..Chunk::default()
+    });
+    chunks.collect()
+}
+
+/// Pages as they came: each run belongs to one file.
+#[derive(Debug, Default)]
+pub(super) struct Chunk<'m> {
+    space: &'m mut [u8],
+    filled: usize,
+    runs: Vec<Run>,
+    /// Who has filled it, and gets it back.
+    pub(super) owner: usize,
+}
+
+/// Bytes that stand together in a chunk and in their file.
+#[derive(Debug)]
+struct Run {
+    file: usize,
+    at: u64,
+    range: Range<usize>,
+}
+
+impl Chunk<'_> {
+    /// What is still free of it.
+    pub(super) fn room(&mut self) -> &mut [u8] {
+        self.space.get_mut(self.filled..).unwrap_or_default()
     }
 
-    /// Reads once from a fifo; if there is no room left, everything is written out first. Returns what `read` does.
-    pub(super) fn read(
-        &mut self,
-        index: usize,
-        fifo: &mut File,
-        files: &mut Files,
-    ) -> Result<io::Result<usize>, CaptureError> {
-        if self.filled == self.space.len() {
-            self.write_to(files)?;
-        }
-        let end = self.space.len().min(self.filled + READ_BYTES_MAX);
-        let room = self.space.get_mut(self.filled..end).unwrap_or_default();
-        let read = fifo.read(room);
-        if let Ok(length @ 1..) = read {
-            self.note(index, length);
-        }
-        Ok(read)
+    pub(super) fn is_full(&self) -> bool {
+        self.filled == self.space.len()
     }
 
-    fn note(&mut self, index: usize, length: usize) {
+    /// So many bytes were put into its room, which belong there in that file.
+    pub(super) fn note(&mut self, file: usize, at: u64, length: usize) {
         let end = self.filled + length;
         match self.runs.last_mut() {
-            Some((last, run)) if *last == index => run.end = end,
-            _ => self.runs.push((index, self.filled..end)),
+            Some(run) if run.file == file && run.at + run.range.len() as u64 == at => run.range.end = end,
+            _ => self.runs.push(Run {
+                file,
+                at,
+                range: self.filled..end,
+            }),
         }
         self.filled = end;
-        self.taken_in += length as u64;
     }
 
-    /// Bytes that came, over all.
-    pub(super) fn taken_in(&self) -> u64 {
-        self.taken_in
+    /// Its runs, in the order in which they came: the file, where in it, and the bytes.
+    pub(super) fn runs(&self) -> impl Iterator<Item = (usize, u64, &[u8])> {
+        let bytes = |run: &Run| self.space.get(run.range.clone()).unwrap_or_default();
+        self.runs.iter().map(move |run| (run.file, run.at, bytes(run)))
     }
 
-    /// Writes everything to its file, and is empty again.
-    pub(super) fn write_to(&mut self, files: &mut Files) -> Result<(), CaptureError> {
-        for (index, run) in self.runs.drain(..) {
-            files.append(index, self.space.get(run).unwrap_or_default())?;
-        }
+    /// Nothing is in it any more.
+    pub(super) fn clear(&mut self) {
         self.filled = 0;
-        Ok(())
+        self.runs.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_a_quarter_of_little_and_bounded_of_much() {
+        for (bytes, count) in [
+            (1 << 20, 1),
+            (4 << 20, 4),
+            (10 << 20, 5),
+            (64 << 20, 4),
+            (100 << 20, 7),
+        ] {
+            assert_eq!(chunks(&mut vec![0; bytes]).len(), count, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn runs_that_follow_one_another_are_joined() {
+        let mut space = vec![0; 10];
+        let mut all = chunks(&mut space);
+        let chunk = all.first_mut().expect("a chunk");
+        for (file, at, bytes) in [(0, 7, b"ab"), (0, 9, b"cd"), (1, 0, b"ef"), (0, 13, b"gh")] {
+            chunk.room()[..2].copy_from_slice(bytes);
+            chunk.note(file, at, 2);
+        }
+        let runs: Vec<_> = chunk.runs().collect();
+        assert_eq!(runs, [(0, 7, &b"abcd"[..]), (1, 0, b"ef"), (0, 13, b"gh")]);
+        assert!(!chunk.is_full());
+        chunk.clear();
+        assert_eq!((chunk.room().len(), chunk.runs().count()), (10, 0));
     }
 }

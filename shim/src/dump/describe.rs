@@ -34,7 +34,7 @@ const OF_ENGINES: [&str; 5] = [
 const FREEZE: &str = "freeze";
 
 /// From its begin those that go on do.
-const WRITE_OUT: &str = "write out";
+const VERIFY: &str = "verify";
 
 /// Versions of what takes part in a dump.
 pub(super) fn versions(criu: &str) -> BTreeMap<String, String> {
@@ -142,7 +142,7 @@ fn is_volume(source: &Path) -> bool {
 pub(super) fn timings(phases: &[phases::Timing]) -> (Vec<Timing>, u64) {
     let us = |timing: &phases::Timing| u64::try_from(timing.took.as_micros()).unwrap_or(u64::MAX);
     let standing = phases.iter().skip_while(|timing| timing.phase != FREEZE);
-    let standing = standing.take_while(|timing| timing.phase != WRITE_OUT);
+    let standing = standing.take_while(|timing| timing.phase != VERIFY);
     let frozen = standing.map(us).fold(0, u64::saturating_add);
     let each = phases.iter().map(|timing| Timing {
         phase: timing.phase.to_owned(),
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn the_processes_stand_from_the_freeze_until_the_images_are_written_out() {
+    fn the_processes_stand_from_the_freeze_until_they_are_let_go_on() {
         let phase = |phase, ms| phases::Timing {
             phase,
             took: Duration::from_millis(ms),
@@ -224,10 +224,10 @@ mod tests {
             phase("find criu", 5),
             phase(FREEZE, 1),
             phase("save", 60),
-            phase(WRITE_OUT, 40),
+            phase(VERIFY, 40),
         ];
         let (timings, frozen) = timings(&all);
         assert_eq!(frozen, 61_000);
-        assert_eq!((timings[3].phase.as_str(), timings[3].us), (WRITE_OUT, 40_000));
+        assert_eq!((timings[3].phase.as_str(), timings[3].us), (VERIFY, 40_000));
     }
 }
