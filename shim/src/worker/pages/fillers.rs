@@ -1,7 +1,7 @@
 //! Threads that give one process many pieces at once, in rounds.
 //!
 //! Nearly all of the time it takes to give a page is the kernel's, and the kernel gives pages of different pieces side by side.
-//! One thread gives 2.5 GiB a second, whatever it reads them from: a third is the copy itself, the rest the work for each page.
+//! One thread gives 2.8 GiB a second, two 5 (kernel 6.18; with nothing to read, from one hot buffer, it is 3.8 and 6.8).
 //!
 //! ```text
 //!   server   plan a round -> work on it -> wait for the others -> settle what came of it -> read what happened
@@ -67,7 +67,7 @@ impl Round {
             let Some(piece) = self.pieces.get(self.next.fetch_add(1, Ordering::Relaxed)) else {
                 return;
             };
-            let outcome = self.give(*piece, buffer);
+            let outcome = self.source.give(&self.uffd, *piece, buffer);
             let is_whole = matches!(outcome, Ok(Offered::Taken(bytes)) if bytes == piece.len);
             let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
             outcomes.push((*piece, outcome));
@@ -78,15 +78,6 @@ impl Round {
             }
             since %= LOOK_EVERY;
         }
-    }
-
-    fn give(&self, piece: Extent, buffer: &mut [u8]) -> io::Result<Offered> {
-        let bytes = usize::try_from(piece.len)
-            .ok()
-            .and_then(|len| buffer.get_mut(..len));
-        let bytes = bytes.unwrap_or_default();
-        self.source.read_at(bytes, piece.offset)?;
-        Ok(self.uffd.copy(piece.start, bytes))
     }
 }
 

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::extents::{Extent, Extents};
-use super::source::Source;
+use super::source::{PagesFile, Source};
 use crate::criu::file::{open_regular, read_regular};
 use crate::criu::images::{COMMON_MAGIC, PSTREE_MAGIC, number, record, word};
 
@@ -111,13 +111,14 @@ pub(super) fn load(dir: &Path, page_size: u64) -> Result<Vec<Memory>, Unsuitable
         };
         let path = dir.join(format!("pages-{}.img", map.pages));
         let pages = open_regular(&path).map_err(reading(&path))?;
-        if fs::File::metadata(&pages).map_err(reading(&path))?.len() < map.size {
+        let len = pages.metadata().map_err(reading(&path))?.len();
+        if len < map.size {
             return Err(Unsuitable::Malformed(path));
         }
         memories.push(Memory {
             pid: *pid,
             missing: map.missing,
-            pages: Arc::new(pages),
+            pages: Arc::new(PagesFile::new(pages, len)),
         });
     }
     if memories.iter().all(|memory| memory.missing.is_empty()) {

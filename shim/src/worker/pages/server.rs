@@ -319,6 +319,7 @@ mod tests {
 
     use super::super::extents::{Extent, Extents};
     use super::super::message;
+    use super::super::source::PagesFile;
     use super::super::uffd::waiting::Mapping;
     use super::*;
 
@@ -367,7 +368,7 @@ mod tests {
         let memories = vec![Memory {
             pid: 7,
             missing,
-            pages: Arc::new(pages),
+            pages: Arc::new(PagesFile::new(pages, len)),
         }];
         let (shim, theirs) = UnixDatagram::pair().expect("a pair");
         let (mut criu, stream) = UnixStream::pair().expect("a pair");

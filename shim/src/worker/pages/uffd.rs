@@ -1,4 +1,4 @@
-//! The kernel's userfaultfd, of which a server needs four requests and one kind of message.
+//! The kernel's userfaultfd, of which a server needs four requests and one kind of message; and files as the kernel copies them.
 //!
 //! The requests are ioctls, and memory of other processes is changed by address: there is no safe interface to either. The
 //! crate of that name needs libclang to build, and covers more than is wanted.
@@ -7,6 +7,7 @@
     reason = "ioctls that take addresses, and a descriptor that comes in a message"
 )]
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -151,6 +152,24 @@ impl Uffd {
         offered(done, copy.copy, copy.len)
     }
 
+    /// The same with pages of a mapped file; none if the kernel cannot have them: past its end, or the disk fails.
+    pub(super) fn copy_mapped(&self, at: u64, mapped: &Mapped, offset: u64, len: u64) -> Option<Offered> {
+        let mut copy = UffdioCopy {
+            dst: at,
+            src: mapped.ready(offset, len)?,
+            len,
+            mode: 0,
+            copy: 0,
+        };
+        // SAFETY: the argument is a live local of the layout the kernel wants. It reads `len` bytes from `src`, which are within
+        // the mapping, where a file that is shorter by now makes it fail; it writes as in `copy`.
+        let done = unsafe { request::copy(self.0.as_raw_fd(), &raw mut copy) };
+        match offered(done, copy.copy, len) {
+            Offered::Refused(Errno::EFAULT) => None,
+            offered => Some(offered),
+        }
+    }
+
     /// Makes pages from `at` on zero.
     pub(super) fn zero(&self, at: u64, len: u64) -> Offered {
         let mut zero = UffdioZeropage {
@@ -195,6 +214,53 @@ impl Uffd {
             })
         });
         Ok(events.collect())
+    }
+}
+
+/// A file, mapped for the kernel to copy from. Nobody else looks into the mapping: files may be cut under it.
+#[derive(Debug)]
+pub(super) struct Mapped {
+    start: usize,
+    len: usize,
+}
+
+impl Mapped {
+    /// So many bytes of a file from its beginning.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn new(file: &File, len: u64) -> io::Result<Self> {
+        let len = usize::try_from(len).map_err(io::Error::other)?;
+        let (protection, fd) = (libc::PROT_READ, file.as_raw_fd());
+        // SAFETY: a new mapping at an address of the kernel's choice replaces nothing, and no reference is made into it.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, fd, 0) };
+        match start == libc::MAP_FAILED {
+            true => Err(io::Error::last_os_error()),
+            false => Ok(Self {
+                start: start.expose_provenance(),
+                len,
+            }),
+        }
+    }
+
+    /// Where these bytes are mapped, brought in all at once: page by page it takes longer. None if they cannot be had, or
+    /// nobody can tell (before Linux 5.14).
+    fn ready(&self, offset: u64, len: u64) -> Option<u64> {
+        let (offset, len) = (usize::try_from(offset).ok()?, usize::try_from(len).ok()?);
+        let fits = offset.checked_add(len)? <= self.len;
+        let start = fits.then_some(self.start + offset)?;
+        let pages = std::ptr::with_exposed_provenance_mut(start);
+        // SAFETY: within the mapping, whose contents this does not change.
+        let done = unsafe { libc::madvise(pages, len, libc::MADV_POPULATE_READ) };
+        (done == 0).then_some(start as u64)
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        let start = std::ptr::with_exposed_provenance_mut(self.start);
+        // SAFETY: the mapping is ours, and nothing refers to it any more.
+        let _ = unsafe { libc::munmap(start, self.len) };
     }
 }
 
