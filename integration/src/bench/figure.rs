@@ -30,6 +30,7 @@ pub const FIGURES: [Figure; 17] = [
     RESTORE_SMALL,
     RESTORE_1G,
     RESTORE_4G,
+    FILL_RATE,
     RUN_REGISTRY,
     PS_1000,
 ];
@@ -140,6 +141,25 @@ pub const RESTORE_4G: Figure = Figure {
     ratio_max: 1.2,
     ours_max: None,
 };
+
+/// GiB a second that come behind a lazily restored process, and CRIU's own daemon in the place of theirs.
+pub const FILL_RATE: Figure = Figure {
+    key: "fill_rate",
+    unit: "GiB/s",
+    ratio_max: f64::INFINITY,
+    ours_max: None,
+};
+
+/// Figures of which more is better, and how many times theirs ours is to be.
+const RATES: [(&str, f64); 1] = [(FILL_RATE.key, 2.5)];
+
+impl Figure {
+    /// Ours divided by theirs may not be below this.
+    pub fn ratio_min(&self) -> f64 {
+        let rate = RATES.iter().find(|(key, _)| *key == self.key);
+        rate.map_or(0.0, |(_, least)| *least)
+    }
+}
 
 /// `ctr run --rm … true` of our shim with the registry, in the place of theirs without one.
 pub const RUN_REGISTRY: Figure = Figure {

@@ -9,6 +9,7 @@
 pub mod ctr;
 pub mod dump;
 pub mod figure;
+pub mod fill;
 pub mod floor;
 pub mod hog;
 pub mod jobs;

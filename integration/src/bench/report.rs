@@ -24,6 +24,9 @@ pub struct Line {
     /// Above this the ratio is over its budget; not part of the JSON, where only measured things are.
     #[serde(skip)]
     pub ratio_max: f64,
+    /// Nor may it be below this.
+    #[serde(skip)]
+    pub ratio_min: f64,
     /// Nor may ours be above this; not part of the JSON either.
     #[serde(skip)]
     pub ours_max: Option<f64>,
@@ -40,13 +43,16 @@ impl Line {
             unit: figure.unit,
             runs: samples.ours.len(),
             ratio_max: figure.ratio_max,
+            ratio_min: figure.ratio_min(),
             ours_max: figure.ours_max,
         })
     }
 
     /// Whether ours costs more than it may.
     pub fn over(&self) -> bool {
-        self.ratio > self.ratio_max || self.ours_max.is_some_and(|max| self.ours > max)
+        self.ratio > self.ratio_max
+            || self.ratio < self.ratio_min
+            || self.ours_max.is_some_and(|max| self.ours > max)
     }
 }
 
@@ -62,11 +68,16 @@ pub fn table<'a>(lines: impl IntoIterator<Item = (&'a str, &'a Line)>) -> String
     );
     for (key, line) in lines {
         let verdict = if line.over() { "  over" } else { "" };
+        let limit = if line.ratio_min > 0.0 {
+            line.ratio_min
+        } else {
+            line.ratio_max
+        };
         // Writing to a String cannot fail.
         let _written = writeln!(
             text,
             "{key:<14} {:>10.1} {:>10.1} {:<8} {:>6.2} {:>6.2}{verdict}",
-            line.ours, line.theirs, line.unit, line.ratio, line.ratio_max
+            line.ours, line.theirs, line.unit, line.ratio, limit
         );
     }
     text
@@ -84,7 +95,7 @@ pub fn json(lines: &BTreeMap<&str, Line>) -> serde_json::Result<String> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::figure::{PS_1000, RUN};
+    use super::super::figure::{FILL_RATE, PS_1000, RUN};
     use super::{Line, Samples, json, table};
 
     fn line(ours: &[f64], theirs: &[f64]) -> Option<Line> {
@@ -119,6 +130,17 @@ mod tests {
                 theirs: vec![1000.0],
             };
             assert_eq!(Line::new(PS_1000, &samples).unwrap().over(), over, "{ours}");
+        }
+    }
+
+    #[test]
+    fn a_rate_has_a_least() {
+        for (ours, over) in [(2.4, true), (2.6, false)] {
+            let samples = Samples {
+                ours: vec![ours],
+                theirs: vec![1.0],
+            };
+            assert_eq!(Line::new(FILL_RATE, &samples).unwrap().over(), over, "{ours}");
         }
     }
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::ctr::{NAMESPACE, ctr, remove};
-use super::figure::{Figure, RESTORE_1G, RESTORE_4G, RESTORE_SMALL, Side};
+use super::figure::{FILL_RATE, Figure, RESTORE_1G, RESTORE_4G, RESTORE_SMALL, Side};
 use super::measure::Measure;
 use crate::container::runc_options;
 use crate::messages as msg;
@@ -43,6 +43,8 @@ pub enum Size {
     Large(u32),
     /// Ours of so many MiB, and ours of so many in the place of theirs.
     Grown(u32, u32),
+    /// Ours alone, of a program with so many MiB: whoever restores it looks how its memory comes.
+    Filled(u32),
 }
 
 impl Size {
@@ -51,15 +53,23 @@ impl Size {
             Self::Small => RESTORE_SMALL,
             Self::Large(_) => RESTORE_1G,
             Self::Grown(..) => RESTORE_4G,
+            Self::Filled(_) => FILL_RATE,
         }
     }
 
     fn mib(self, side: Side) -> Option<u32> {
         match (self, side) {
             (Self::Small, _) => None,
-            (Self::Large(mib), _)
+            (Self::Large(mib) | Self::Filled(mib), _)
             | (Self::Grown(mib, _), Side::Ours)
             | (Self::Grown(_, mib), Side::Theirs) => Some(mib),
+        }
+    }
+
+    fn sides(self) -> &'static [Side] {
+        match self {
+            Self::Filled(_) => &[Side::Ours],
+            _ => &[Side::Ours, Side::Theirs],
         }
     }
 
@@ -96,7 +106,7 @@ impl Restore {
             size,
             fifos_made: 0,
         };
-        for side in [Side::Ours, Side::Theirs] {
+        for &side in size.sides() {
             restore
                 .dump(side)
                 .with_context(|| format!("dump {}", side.word()))?;
@@ -115,7 +125,7 @@ impl Restore {
             spec: Some(json_any(SPEC_TYPE, &self.spec(side, &id)?)),
             ..Default::default()
         })?;
-        let _ms = self.run(side, None)?;
+        let _ms = self.run(side, None, &mut |_pid| ())?;
         let images = self.images(side);
         let _timed = ctr(&["tasks", "checkpoint", "--exit", "--image-path", &images, &id])?;
         let _exit = self.api.wait(&id, "")?;
@@ -123,7 +133,8 @@ impl Restore {
         Ok(())
     }
 
-    fn spec(&self, side: Side, id: &str) -> Result<Value> {
+    /// The spec of what is dumped.
+    pub(super) fn spec(&self, side: Side, id: &str) -> Result<Value> {
         let Some(mib) = self.size.mib(side) else {
             return Ok(Workload::command(["cat"]).spec(NAMESPACE, id));
         };
@@ -137,8 +148,23 @@ impl Restore {
         Ok(spec)
     }
 
+    /// Restores what was dumped, and ends it. `seen` is told the pid as soon as it is there and let go. Returns the milliseconds
+    /// until it answered.
+    ///
+    /// # Errors
+    /// It is not restored.
+    pub(super) fn restore(&mut self, side: Side, seen: &mut dyn FnMut(u32)) -> Result<f64> {
+        let images = self.images(side);
+        let ms = self.run(side, Some(images), seen)?;
+        let id = self.id(side);
+        self.api.kill(&id, "", KILL, false)?;
+        let _exit = self.api.wait(&id, "")?;
+        let _deleted = self.api.delete(&id, "")?;
+        Ok(ms)
+    }
+
     /// Creates and starts the task, and returns the milliseconds until it answered.
-    fn run(&mut self, side: Side, images: Option<String>) -> Result<f64> {
+    fn run(&mut self, side: Side, images: Option<String>, seen: &mut dyn FnMut(u32)) -> Result<f64> {
         let id = self.id(side);
         self.fifos_made += 1;
         let fifos = Fifos::make(&self.dir.path().join(format!("fifos-{}", self.fifos_made)))?;
@@ -164,8 +190,9 @@ impl Restore {
             options,
         };
         let start = Instant::now();
-        let _pid = self.api.create(request)?;
+        let pid = self.api.create(request)?;
         let _pid = self.api.start(&id, "")?;
+        seen(pid);
         // `cat` says what it was told, the other program that all is well.
         stdout.wait_for(if self.size == Size::Small { "runs on" } else { "ok" })?;
         Ok(start.elapsed().as_secs_f64() * 1000.0)
@@ -176,7 +203,13 @@ impl Restore {
         format!("{name}-{}", side.word())
     }
 
-    fn images(&self, side: Side) -> String {
+    /// Where everything is.
+    pub(super) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where it is dumped to.
+    pub(super) fn images(&self, side: Side) -> String {
         self.dir
             .path()
             .join(format!("images-{}", side.word()))
@@ -206,12 +239,7 @@ impl Restore {
 
 impl Measure for Restore {
     fn sample(&mut self, side: Side) -> Result<Vec<(Figure, f64)>> {
-        let images = self.images(side);
-        let ms = self.run(side, Some(images))?;
-        let id = self.id(side);
-        self.api.kill(&id, "", KILL, false)?;
-        let _exit = self.api.wait(&id, "")?;
-        let _deleted = self.api.delete(&id, "")?;
+        let ms = self.restore(side, &mut |_pid| ())?;
         Ok(vec![(self.size.figure(), ms)])
     }
 
@@ -225,7 +253,7 @@ impl Measure for Restore {
 
 impl Drop for Restore {
     fn drop(&mut self) {
-        for side in [Side::Ours, Side::Theirs] {
+        for &side in self.size.sides() {
             remove(&self.id(side));
         }
     }

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail, ensure};
 use integration::bench::dump::{HalfZero, Large};
 use integration::bench::figure::{FIGURES, Figure};
+use integration::bench::fill::Fill;
 use integration::bench::jobs::{Ps, RunRegistry};
 use integration::bench::measure::{Dump, Exec, Measure, Run, ShimAtRest};
 use integration::bench::report::{Line, json, table};
@@ -111,6 +112,7 @@ fn measure(args: &Args) -> Result<BTreeMap<&'static str, Line>> {
         restore,
         restore_1g,
         restore_4g,
+        fill,
         registry,
         ps,
     ] = FIGURES;
@@ -131,6 +133,7 @@ fn measure(args: &Args) -> Result<BTreeMap<&'static str, Line>> {
         (&[restore_4g], || {
             Ok(Box::new(Restore::prepare(Size::Grown(4096, 1024))?))
         }),
+        (&[fill], || Ok(Box::new(Fill::prepare()?))),
         (&[registry], || Ok(Box::new(RunRegistry::prepare()?))),
         (&[ps], || Ok(Box::new(Ps::prepare()?))),
     ];
