@@ -116,7 +116,7 @@ fn measure(args: &Args) -> Result<BTreeMap<&'static str, Line>> {
         registry,
         ps,
     ] = FIGURES;
-    let measures: [(&[Figure], Prepare); 12] = [
+    let measures: [(&[Figure], Prepare); 13] = [
         (&[run], || Ok(Box::new(Run))),
         (&[exec], || Ok(Box::new(Exec::prepare()?))),
         (&[rss, dirty, threads], || Ok(Box::new(ShimAtRest))),

@@ -9,7 +9,6 @@
 //! Pids are the container's own. A run that says "lazy" is left to us by CRIU; the others it reads itself. The files may
 //! come from anywhere: everything is bounded and checked, and nothing is believed of a file that is not in it.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -211,7 +210,7 @@ fn run(entry: &[u8], offset: u64, page_size: u64) -> Option<Extent> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
+    use std::fs::{self, File};
 
     use super::*;
 
