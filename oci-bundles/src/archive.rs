@@ -44,9 +44,11 @@ pub(crate) mod tree;
 mod unpack;
 pub(crate) mod writer;
 
-#[cfg(all(test, feature = "archive"))]
+#[cfg(feature = "archive")]
+#[cfg(test)]
 mod hostile;
-#[cfg(all(test, feature = "archive"))]
+#[cfg(feature = "archive")]
+#[cfg(test)]
 mod tests;
 
 use std::io;

@@ -34,5 +34,6 @@ pub enum Tree {
     Own,
 }
 
-#[cfg(all(test, feature = "archive"))]
+#[cfg(feature = "archive")]
+#[cfg(test)]
 mod tests;

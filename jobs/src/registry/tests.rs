@@ -4,7 +4,7 @@ use rusqlite::Connection;
 
 use super::samples::{checkpoint, key, record};
 use super::*;
-use crate::liveness::Liveness;
+use crate::liveness::{self, Liveness};
 
 /// A directory of its own with a registry in it.
 struct Fixture {
