@@ -1,6 +1,6 @@
 //! The table of settings: each under its dotted name, with what it is and how it is set.
 
-use crate::settings::{Compression, NetworkLock, Settings, Tcp};
+use crate::settings::{Compression, Files, NetworkLock, Settings, Tcp};
 use crate::value::{self, Problem, Value};
 
 /// One setting.
@@ -39,6 +39,12 @@ const LOCKS: &[(&str, NetworkLock)] = &[
     ("skip", NetworkLock::Skip),
     ("iptables", NetworkLock::Iptables),
     ("nftables", NetworkLock::Nftables),
+];
+
+const FILES: &[(&str, Files)] = &[
+    ("auto", Files::Auto),
+    ("always", Files::Always),
+    ("never", Files::Never),
 ];
 
 const COMPRESSIONS: &[(&str, Compression)] = &[
@@ -93,6 +99,13 @@ pub const KEYS: &[Key] = &[
         scope: Scope::Container,
         get: |s| s.dump.link_remap.to_string(),
         set: |settings, value| value.boolean().map(|v| settings.dump.link_remap = v),
+    },
+    Key {
+        name: "dump.files",
+        what: "save the files that the container has written: auto (when `cedana` dumps), always, never",
+        scope: Scope::Container,
+        get: |s| value::word_of(s.dump.files, FILES),
+        set: |settings, value| value.one_of(FILES).map(|v| settings.dump.files = v),
     },
     Key {
         name: "dump.ghost-limit",

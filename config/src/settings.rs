@@ -57,6 +57,18 @@ pub enum NetworkLock {
     Nftables,
 }
 
+/// Whether the writable layer of a container goes into its checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Files {
+    /// When `cedana` dumps. Other clients keep it themselves: docker in its place, Kubernetes and `ctr --rw` beside the images.
+    #[default]
+    Auto,
+    /// Whoever dumps.
+    Always,
+    /// Not at all.
+    Never,
+}
+
 /// Settings of a dump.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dump {
@@ -73,6 +85,8 @@ pub struct Dump {
     pub file_locks: bool,
     /// `dump.link-remap`: a deleted file that still has another name is given one again, `link_remap.N` beside it.
     pub link_remap: bool,
+    /// `dump.files`: the container's writable layer goes into the checkpoint.
+    pub files: Files,
     /// `dump.ghost-limit`: the size in bytes up to which a deleted but open file goes into the image.
     pub ghost_limit: u64,
     /// `dump.buffer`: how much memory, in bytes, pages may be held in so that the container need not stand until they are on
@@ -97,6 +111,7 @@ impl Default for Dump {
             external_unix_sockets: false,
             file_locks: true,
             link_remap: true,
+            files: Files::Auto,
             // CRIU's own 1 MiB fails the dump of any program that unlinks its log or its cache. The limit only bounds
             // what goes into the image, so it is set where a container's memory usually is.
             ghost_limit: 512 * 1024 * 1024,

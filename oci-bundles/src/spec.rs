@@ -3,6 +3,7 @@
 //! The full specification as Rust types costs more resident text than the rest of a shim, so only fields that
 //! decide something are read. Unknown fields are skipped, `null` reads as absent (as in Go).
 
+mod binds;
 mod devices;
 mod edit;
 
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny};
 
+pub use binds::{Bind, bind_at};
 pub use devices::Devices;
 pub use edit::inject_annotations;
 

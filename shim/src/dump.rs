@@ -27,6 +27,7 @@ mod capture;
 mod commit;
 mod describe;
 mod error;
+mod files;
 pub(crate) mod hold;
 mod names;
 mod parts;
@@ -49,6 +50,7 @@ use crate::criu::manifest::Manifest;
 use crate::phases::{Phase, Plan, Stopwatch, Timing};
 use crate::progress::{Cancel, Progress};
 use crate::runc::Runc;
+use crate::worker::errand::Errand;
 
 use capture::Capture;
 pub use error::{DumpCause, DumpError};
@@ -175,6 +177,8 @@ struct Dumping<'j> {
     capture: Option<Capture>,
     /// It has them all.
     drained: bool,
+    /// Who saves the files that CRIU leaves out.
+    files: Option<Errand>,
     /// Where CRIU asks before it ends the container.
     hold: Option<Hold>,
     /// CRIU was told that it may.

@@ -1,7 +1,7 @@
 //! The restore, as phases, and the letting go.
 //!
 //! ```text
-//!  Create: find criu -> read images -> prepare directories -> configure criu -> serve pages -> restore (runc restore)
+//!  Create: find criu -> read images -> prepare directories -> put back files -> configure criu -> serve pages -> restore (runc restore)
 //!          -> read pid
 //!          | raise loopback -> unconfigure criu -> put away
 //!  Start:  release
@@ -16,6 +16,8 @@
 //! made again; it is never turned into a fresh start.
 
 mod error;
+mod files;
+pub(crate) mod layer;
 pub mod loopback;
 mod steps;
 
@@ -23,6 +25,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use jobs::record::Key;
 use nix::sys::signal::Signal;
 use oci_bundles::layout::{Extra, Layout};
 use oci_bundles::mounts;
@@ -39,6 +42,7 @@ use crate::runc::Runc;
 use crate::worker::page_server::Filling;
 
 pub use error::{RestoreCause, RestoreError};
+use files::Waiting;
 
 /// When a restore has to happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +85,10 @@ pub struct RestoreJob {
     pub no_pivot_root: bool,
     /// What the settings say.
     pub settings: config::Restore,
+    /// Which job it is.
+    pub key: Key,
+    /// The checkpoint's writable layer has taken the place of the container's.
+    pub layer_is_there: bool,
     /// Who asks how far it is.
     pub progress: Progress,
 }
@@ -118,6 +126,11 @@ struct Restoring {
     summary: Summary,
     manifest: Manifest,
     environment: Vec<(OsString, OsString)>,
+    key: Key,
+    layer_is_there: bool,
+    waiting: Waiting,
+    /// The host's side of the container's `/dev/shm`, with what was put back there.
+    filled_shm: Option<PathBuf>,
     /// What gives the memory behind the processes.
     filling: Option<Filling>,
     /// Nobody was in the container's cgroup when the restore began.
@@ -126,7 +139,7 @@ struct Restoring {
 }
 
 /// Up to the point from which the processes are there.
-fn before_commit() -> [Phase<Restoring, RestoreCause>; 7] {
+fn before_commit() -> [Phase<Restoring, RestoreCause>; 8] {
     [
         Phase {
             name: "find criu",
@@ -142,6 +155,11 @@ fn before_commit() -> [Phase<Restoring, RestoreCause>; 7] {
             name: "prepare directories",
             act: |restore| Box::pin(async { restore.prepare_directories() }),
             undo: Some(|restore| Box::pin(async { restore.remove_directories() })),
+        },
+        Phase {
+            name: "put back files",
+            act: |restore| Box::pin(restore.put_back_files()),
+            undo: Some(|restore| Box::pin(async { restore.take_back_files() })),
         },
         Phase {
             name: "configure criu",

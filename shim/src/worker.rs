@@ -8,8 +8,11 @@
 //! ```
 //!
 //! - called `tar`, it is what CRIU takes for GNU tar ([`tar`]);
+//! - `save-files` and `put-back-files` are about what CRIU leaves out ([`files`]), asked through [`errand`];
 //! - `serve-pages` gives the memory of a restored container page by page ([`pages`]); [`page_server`] is the shim's side.
 
+pub(crate) mod errand;
+pub(crate) mod files;
 pub mod page_server;
 mod pages;
 pub mod tar;
@@ -21,7 +24,7 @@ use std::path::PathBuf;
 /// The word that makes this program a worker.
 const WORKER: &str = "worker";
 
-/// The only kind there is.
+/// The kind that serves pages, which has a command line; the others have an order on standard input.
 const SERVE_PAGES: &str = "serve-pages";
 
 /// Is a worker if the command line says so.
@@ -34,6 +37,11 @@ pub fn run_as_worker(arguments: impl IntoIterator<Item = OsString>) -> Option<Re
         return None;
     }
     let words: Vec<OsString> = arguments.collect();
+    match words.as_slice() {
+        [kind] if kind == files::SAVE => return Some(errand::run(files::save).map_err(Into::into)),
+        [kind] if kind == files::PUT_BACK => return Some(errand::run(files::put_back).map_err(Into::into)),
+        _ => {}
+    }
     Some(match serve_pages(&words) {
         Some((images, work, rate)) => pages::serve(&images, &work, rate).map_err(Into::into),
         None => Err("read command line: not a worker's".into()),

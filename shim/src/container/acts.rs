@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::libc::SIGKILL;
 
-use super::create::{Deferred, Init, clean, restore_init};
+use super::create::{Deferred, From, Init, clean, restore_init};
 use super::execs::{deleted, drain};
 use super::queue::answer;
 use super::{Deleted, Facts, Owner, Reply};
@@ -403,7 +403,12 @@ pub(super) async fn let_go(restored: &crate::restore::Restored) -> Result<()> {
 
 async fn restore_and_let_go(facts: &Arc<Facts>, deferred: Deferred) -> Result<Init> {
     let (prepared, settings) = (deferred.prepared, &facts.settings.restore);
-    let init = restore_init(facts, prepared, deferred.checkpoint, settings).await?;
+    // The client has put the writable layer back, which is what this waited for.
+    let from = From {
+        checkpoint: deferred.checkpoint,
+        layer_is_there: true,
+    };
+    let init = restore_init(facts, prepared, from, settings).await?;
     if let Init::Here {
         restored: Some(restored),
         ..

@@ -24,7 +24,8 @@ use crate::options::Options;
 use crate::progress::Progress;
 use crate::reap::Reaper;
 use crate::registry::{New, Registry};
-use crate::restore::{self, RestoreAt, RestoreJob, Restored};
+use crate::restore::layer::{self, Replaced};
+use crate::restore::{self, RestoreAt, RestoreCause, RestoreJob, Restored};
 use crate::runc::{Call, Runc};
 use crate::stdio::{self, Prepared, StdioRequest, Streams};
 
@@ -114,13 +115,21 @@ pub async fn create(mut request: Request, around: Surroundings) -> Result<Contai
     let facts = Arc::new(Facts::new(&request, spec, settings, key, around));
     refuse_foreign_state(&facts)?;
     give_criu_a_config(&facts)?;
-    mount_rootfs(&facts.bundle, &request.rootfs)?;
+    let layer = bring_layer(&facts, &request.checkpoint).await?;
+    if let Err(error) = mount_rootfs(&facts.bundle, &request.rootfs) {
+        put_layer_back(&facts, layer);
+        return Err(error);
+    }
     let entry = registry.entry(facts.new_entry(&request, unpacked_from.as_deref()));
     let strangers = facts.reaper.expect_strangers();
-    let init = match init(&facts, &request).await {
-        Ok(init) => init,
+    let init = match init(&facts, &request, layer.is_some()).await {
+        Ok(init) => {
+            keep_layer(layer);
+            init
+        }
         Err(error) => {
             clean(&facts).await;
+            put_layer_back(&facts, layer);
             entry.not_created(facts.progress.last_phase(), &error.to_string());
             return Err(error);
         }
@@ -160,7 +169,7 @@ impl Facts {
         };
         let state = runc.root.join(&request.id);
         Self {
-            mounts_rootfs: !request.rootfs.is_empty(),
+            rootfs: request.rootfs.clone(),
             cgroup_is_new: Leftover::find(&state, &spec.linux.cgroups_path).is_nothing(),
             namespace: request.namespace.clone(),
             id: request.id.clone(),
@@ -262,7 +271,7 @@ fn make_own_shm(bundle: &Path) -> Result<()> {
         .map_err(internal("make a directory for shared memory"))
 }
 
-fn mount_rootfs(bundle: &Path, rootfs: &[Mount]) -> Result<()> {
+pub(super) fn mount_rootfs(bundle: &Path, rootfs: &[Mount]) -> Result<()> {
     if rootfs.is_empty() {
         return Ok(());
     }
@@ -283,7 +292,40 @@ pub(super) fn unmount_rootfs(bundle: &Path) -> Result<()> {
     })
 }
 
-async fn init(facts: &Arc<Facts>, request: &Request) -> Result<Init> {
+/// Puts the writable layer of a checkpoint in the place of the container's, if it has one and we are to mount it.
+pub(super) async fn bring_layer(facts: &Facts, checkpoint: &str) -> Result<Option<Replaced>> {
+    layer::mend(&facts.rootfs).map_err(internal("put back the layer that a restore had replaced"))?;
+    let Some(upper) = layer::upper(&facts.rootfs).filter(|_| !checkpoint.is_empty()) else {
+        return Ok(None);
+    };
+    let failed = |error: RestoreCause| internal("put back the writable layer")(error);
+    let Some(diff) = layer::of_checkpoint(Path::new(checkpoint)).map_err(failed)? else {
+        return Ok(None);
+    };
+    let replaced = Replaced::with(&facts.reaper, diff, upper, &facts.bundle).await;
+    replaced.map(Some).map_err(failed)
+}
+
+/// Removing a layer takes as long as it has files: not on the shim's only thread.
+pub(super) fn keep_layer(layer: Option<Replaced>) {
+    if let Some(layer) = layer {
+        drop(tokio::task::spawn_blocking(|| layer.keep()));
+    }
+}
+
+/// After a failure; the root file system is unmounted.
+pub(super) fn put_layer_back(facts: &Facts, layer: Option<Replaced>) {
+    if let Some(Err(error)) = layer.map(Replaced::put_back) {
+        let error = chain(&error);
+        tracing::warn!(
+            id = facts.id,
+            error,
+            "the layer that was replaced is not back yet: the next create puts it back"
+        );
+    }
+}
+
+async fn init(facts: &Arc<Facts>, request: &Request, layer_is_there: bool) -> Result<Init> {
     let mut prepared = stdio::prepare(&request.stdio, &facts.stdio_context(&facts.id))
         .map_err(internal("set up the stdio"))?;
     if request.checkpoint.is_empty() {
@@ -294,15 +336,29 @@ async fn init(facts: &Arc<Facts>, request: &Request) -> Result<Init> {
     let checkpoint = PathBuf::from(&request.checkpoint);
     match restore::when(&checkpoint) {
         RestoreAt::Start => Ok(Init::Later(Deferred { prepared, checkpoint })),
-        RestoreAt::Create => restore_init(facts, prepared, checkpoint, &facts.settings.restore).await,
+        RestoreAt::Create => {
+            let from = From {
+                checkpoint,
+                layer_is_there,
+            };
+            restore_init(facts, prepared, from, &facts.settings.restore).await
+        }
     }
+}
+
+/// What a container is restored from.
+#[derive(Debug)]
+pub(super) struct From {
+    pub(super) checkpoint: PathBuf,
+    /// Its writable layer has taken the place of the container's.
+    pub(super) layer_is_there: bool,
 }
 
 /// Brings the processes of a checkpoint back, stopped.
 pub(super) async fn restore_init(
     facts: &Arc<Facts>,
     mut prepared: Prepared,
-    checkpoint: PathBuf,
+    from: From,
     settings: &config::Restore,
 ) -> Result<Init> {
     make_own_shm(&facts.bundle)?;
@@ -314,7 +370,9 @@ pub(super) async fn restore_init(
         namespace: facts.namespace.clone(),
         id: facts.id.clone(),
         bundle: facts.bundle.clone(),
-        checkpoint,
+        checkpoint: from.checkpoint,
+        key: facts.key.clone(),
+        layer_is_there: from.layer_is_there,
         work_path,
         stdio: prepared.child_stdio(),
         console_socket: prepared.console_socket().map(Path::to_owned),
@@ -385,7 +443,7 @@ async fn here(facts: &Facts, prepared: Prepared, pid: i32, restored: Option<Rest
 pub(super) async fn clean(facts: &Facts) {
     delete_state(facts).await;
     remove_cgroup(facts).await;
-    if facts.mounts_rootfs
+    if !facts.rootfs.is_empty()
         && let Err(error) = unmount_rootfs(&facts.bundle)
     {
         tracing::warn!(id = facts.id, %error, "cannot unmount what a failed create left");

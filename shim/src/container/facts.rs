@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use jobs::record::Key;
+use oci_bundles::mounts::Mount;
 use oci_bundles::spec::SpecView;
 
 use crate::cgroup::Cgroup;
@@ -31,8 +32,8 @@ pub struct Facts {
     pub spec: SpecView,
     /// What `cedana.*` annotations and the configuration say.
     pub settings: config::Settings,
-    /// Its root file system was mounted by us, and not there before.
-    pub mounts_rootfs: bool,
+    /// What its root file system is mounted from, by us; empty if it was there before.
+    pub rootfs: Vec<Mount>,
     /// There was no cgroup of its path before: whatever is found there after a failed create is ours to remove.
     pub cgroup_is_new: bool,
     /// Its cgroup, known once its init exists.

@@ -8,7 +8,9 @@ use jobs::record;
 use jobs::time::millis;
 
 use super::acts::{delete_from_runc, let_go};
-use super::create::{Init, restore_init};
+use super::create::{
+    From, Init, bring_layer, keep_layer, mount_rootfs, put_layer_back, restore_init, unmount_rootfs,
+};
 use super::execs::drain;
 use super::filling::until_filled;
 use super::queue::answer;
@@ -20,6 +22,7 @@ use crate::events::Event;
 use crate::process::Process;
 use crate::progress::Canceller;
 use crate::restore::Restored;
+use crate::restore::layer::{self, Replaced};
 use crate::state::{Act, Status, check};
 use crate::stdio::{self, StdioRequest, Streams};
 
@@ -169,15 +172,22 @@ async fn in_place(
     settings: &config::Restore,
 ) -> Result<(i32, Streams, Restored)> {
     delete_from_runc(facts, None).await?;
-    let prepared =
-        stdio::prepare(stdio, &facts.stdio_context(&facts.id)).map_err(internal("set up the stdio"))?;
-    let Init::Here {
-        pid,
-        streams,
-        restored: Some(restored),
-    } = restore_init(facts, prepared, checkpoint, settings).await?
-    else {
-        return Err(Error::Internal("the restore brought no process back".to_owned()));
+    let layer = renew_root(facts, &checkpoint).await?;
+    let from = From {
+        checkpoint,
+        layer_is_there: layer.is_some(),
+    };
+    let (pid, streams, restored) = match bring_back(facts, stdio, from, settings).await {
+        Ok(back) => {
+            keep_layer(layer);
+            back
+        }
+        Err(error) => {
+            if layer.is_some() {
+                take_root_back(facts, layer);
+            }
+            return Err(error);
+        }
     };
     if let Err(error) = let_go(&restored).await {
         // Stopped processes that nobody will ever start are worse than none.
@@ -188,6 +198,56 @@ async fn in_place(
         return Err(error);
     }
     Ok((pid, streams, restored))
+}
+
+/// Mounts the root file system anew, with the writable layer of the checkpoint, if it has one and we had mounted it.
+async fn renew_root(facts: &Facts, checkpoint: &Path) -> Result<Option<Replaced>> {
+    let has_layer = layer::of_checkpoint(checkpoint)
+        .map_err(internal("read the checkpoint"))?
+        .is_some();
+    if !has_layer || layer::upper(&facts.rootfs).is_none() {
+        return Ok(None);
+    }
+    unmount_rootfs(&facts.bundle)?;
+    let layer = bring_layer(facts, &checkpoint.display().to_string()).await;
+    let mounted = mount_rootfs(&facts.bundle, &facts.rootfs);
+    match (layer, mounted) {
+        (Ok(layer), Ok(())) => Ok(layer),
+        (Ok(layer), Err(error)) => {
+            take_root_back(facts, layer);
+            Err(error)
+        }
+        (Err(error), _) => Err(error),
+    }
+}
+
+/// The container has ended, and its files are as they were when it did.
+fn take_root_back(facts: &Facts, layer: Option<Replaced>) {
+    if let Err(error) = unmount_rootfs(&facts.bundle) {
+        return tracing::warn!(id = facts.id, %error, "the layer of a failed restore stays: it is still mounted");
+    }
+    put_layer_back(facts, layer);
+    if let Err(error) = mount_rootfs(&facts.bundle, &facts.rootfs) {
+        tracing::warn!(id = facts.id, %error, "the root file system of a failed restore is not mounted again");
+    }
+}
+
+async fn bring_back(
+    facts: &Arc<Facts>,
+    stdio: &StdioRequest,
+    from: From,
+    settings: &config::Restore,
+) -> Result<(i32, Streams, Restored)> {
+    let prepared =
+        stdio::prepare(stdio, &facts.stdio_context(&facts.id)).map_err(internal("set up the stdio"))?;
+    match restore_init(facts, prepared, from, settings).await? {
+        Init::Here {
+            pid,
+            streams,
+            restored: Some(restored),
+        } => Ok((pid, streams, restored)),
+        _ => Err(Error::Internal("the restore brought no process back".to_owned())),
+    }
 }
 
 /// The streams less the fifos that are gone with the client who had made them.

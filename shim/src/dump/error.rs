@@ -13,6 +13,7 @@ use crate::criu::images::ImageError;
 use crate::criu::telling::Telling;
 use crate::error::{Error, chain};
 use crate::phases::Failed;
+use crate::worker::errand::ErrandError;
 
 /// A dump that failed and was taken back.
 #[derive(Debug)]
@@ -59,6 +60,9 @@ pub enum DumpCause {
     /// The worker that takes the pages failed.
     #[error("{0}")]
     Capture(String),
+    /// Files that CRIU leaves out were not saved.
+    #[error("save the container's files: {0}")]
+    Worker(#[from] ErrandError),
     /// A client gave it up.
     #[error("given up, as asked")]
     Cancelled,

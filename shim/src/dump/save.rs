@@ -59,6 +59,7 @@ impl Dumping<'_> {
             // Before the tasks may end: no lack of room can come between the images and what they need.
             self.write_manifest()?;
         }
+        self.start_files()?;
         let job = self.job;
         job.progress
             .fills(&self.staging.images(), proc::resident_bytes(&self.pids()));
@@ -139,8 +140,9 @@ impl Dumping<'_> {
         agreed.map_err(DumpCause::files("answer CRIU in", &self.job.bundle))
     }
 
-    /// The worker has all pages: the application does not have to stand any longer.
+    /// The workers have all pages and all files: the application does not have to stand any longer.
     async fn drain(&mut self) -> Result<(), DumpCause> {
+        self.finish_files().await?;
         if let Some(capture) = &mut self.capture
             && !std::mem::replace(&mut self.drained, true)
         {

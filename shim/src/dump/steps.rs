@@ -69,6 +69,7 @@ impl<'j> Dumping<'j> {
             environment: Vec::new(),
             capture: None,
             drained: false,
+            files: None,
             hold: None,
             agreed: false,
             deadline: job.settings.timeout,
@@ -104,6 +105,7 @@ impl<'j> Dumping<'j> {
         self.manifest.host = describe::host();
         self.manifest.image.clone_from(&self.job.options.image);
         self.manifest.not_saved = describe::not_saved(&self.job.bundle, self.job.init_pid);
+        self.expect_layer();
         self.criu = Some(criu);
         Ok(())
     }

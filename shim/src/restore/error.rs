@@ -13,6 +13,7 @@ use crate::criu::images::ImageError;
 use crate::criu::telling::Telling;
 use crate::error::{Error, chain};
 use crate::phases::Failed;
+use crate::worker::errand::ErrandError;
 
 /// A restore that failed and was taken back.
 #[derive(Debug)]
@@ -62,6 +63,9 @@ pub enum RestoreCause {
     /// The container is there, but its loopback interface is down.
     #[error("bring up the loopback interface")]
     Loopback(#[source] io::Error),
+    /// Files of the checkpoint were not put back.
+    #[error("put the container's files back: {0}")]
+    Worker(#[from] ErrandError),
     /// Something of the failed attempt would not go away.
     #[error("remove what is left of the attempt: {0}")]
     Remains(String),

@@ -10,6 +10,7 @@ use config::Tcp;
 use oci_bundles::layout::{Layout, Shape};
 use oci_bundles::spec::SpecView;
 
+use super::files::Waiting;
 use super::{RestoreCause, RestoreJob, Restoring, loopback};
 use crate::criu::conf::{self, Options, Request};
 use crate::criu::file::read_regular;
@@ -61,6 +62,10 @@ impl Restoring {
             summary: Summary::default(),
             manifest: Manifest::default(),
             environment: Vec::new(),
+            key: job.key,
+            layer_is_there: job.layer_is_there,
+            waiting: Waiting::default(),
+            filled_shm: None,
             filling: None,
             cgroup_was_vacant: false,
             pid: 0,
@@ -78,6 +83,7 @@ impl Restoring {
             self.layout = found;
         }
         self.manifest = manifest::read(self.layout.root())?;
+        self.note_files();
         // They are what they should be, and as many as files.
         self.manifest.parts = Vec::new();
         let images = self.layout.images();
@@ -321,7 +327,7 @@ impl Restoring {
         }
     }
 
-    fn deadline(&self) -> Duration {
+    pub(super) fn deadline(&self) -> Duration {
         match self.settings.timeout {
             Duration::ZERO => deadline_of(self.summary.size),
             said => said,

@@ -1,0 +1,123 @@
+//! The dump's side of the files that CRIU leaves out: a worker saves them while CRIU saves the rest.
+
+use config::Files;
+use oci_bundles::layout::Shape;
+use oci_bundles::manifest::NotSaved;
+
+use super::{DumpCause, Dumping};
+use crate::worker::errand::Errand;
+use crate::worker::files::{SAVE, SaveOrder, Saved, shm};
+
+impl Dumping<'_> {
+    /// Starts saving, if there is something to be saved. The container stands.
+    pub(super) fn start_files(&mut self) -> Result<(), DumpCause> {
+        let order = SaveOrder {
+            init: self.job.init_pid,
+            bundle: self.job.bundle.clone(),
+            root: self.staging.root().to_owned(),
+            layer: self.wants_layer(),
+            shm: self.manifest.not_saved.iter().any(is_shm),
+        };
+        if self.staged() && (order.layer || order.shm) {
+            self.files = Some(Errand::start(&self.job.runc.reaper, SAVE, &order)?);
+        }
+        Ok(())
+    }
+
+    /// Waits until they are saved: before that nothing of the container may go on.
+    pub(super) async fn finish_files(&mut self) -> Result<(), DumpCause> {
+        if let Some(errand) = self.files.take() {
+            let saved: Saved = errand.answer(self.deadline).await?;
+            tell(&mut self.manifest.not_saved, saved);
+        }
+        Ok(())
+    }
+
+    /// Whether the writable layer goes into the checkpoint. Of the Task API's clients some keep it themselves.
+    fn wants_layer(&self) -> bool {
+        match self.job.settings.files {
+            Files::Auto => self.job.options.shape == Shape::Nested,
+            Files::Always => true,
+            Files::Never => false,
+        }
+    }
+
+    /// Names the layer among what is not saved, until it is.
+    pub(super) fn expect_layer(&mut self) {
+        let why = match self.wants_layer() {
+            true => "not yet",
+            false => "as dump.files says",
+        };
+        self.manifest.not_saved.push(layer(why));
+    }
+}
+
+fn is_shm(one: &NotSaved) -> bool {
+    one.kind == "tmpfs" && one.path.as_os_str() == shm::SHM
+}
+
+fn layer(why: &str) -> NotSaved {
+    NotSaved {
+        kind: LAYER.to_owned(),
+        path: "/".into(),
+        source: why.to_owned(),
+    }
+}
+
+/// The word for the writable layer among what is not saved.
+const LAYER: &str = "rootfs";
+
+/// Brings what is said not to be saved up to date.
+fn tell(not_saved: &mut Vec<NotSaved>, saved: Saved) {
+    if saved.layer {
+        not_saved.retain(|one| one.kind != LAYER);
+    }
+    if saved.shm {
+        not_saved.retain(|one| !is_shm(one));
+    }
+    for one in not_saved.iter_mut() {
+        if let Some(why) = saved.no_layer.as_ref().filter(|_| one.kind == LAYER) {
+            one.source.clone_from(why);
+        }
+        if let Some(why) = saved.no_shm.as_ref().filter(|_| is_shm(one)) {
+            one.source = format!("{}: {why}", one.source);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_saved_is_no_longer_named_and_the_rest_says_why() {
+        let shm = NotSaved {
+            kind: "tmpfs".to_owned(),
+            path: shm::SHM.into(),
+            source: "/run/shm".to_owned(),
+        };
+        let bind = NotSaved {
+            kind: "bind".to_owned(),
+            path: "/data".into(),
+            source: "/srv".to_owned(),
+        };
+        let all = vec![shm, bind.clone(), layer("not yet")];
+        let mut told = all.clone();
+        let saved = Saved {
+            layer: true,
+            shm: true,
+            ..Saved::default()
+        };
+        tell(&mut told, saved);
+        assert_eq!(told, [bind]);
+        let mut told = all;
+        let saved = Saved {
+            no_layer: Some("no overlay".to_owned()),
+            no_shm: Some("the host's own".to_owned()),
+            ..Saved::default()
+        };
+        tell(&mut told, saved);
+        let sources: Vec<&str> = told.iter().map(|one| one.source.as_str()).collect();
+        assert_eq!(sources, ["/run/shm: the host's own", "/srv", "no overlay"]);
+    }
+}
