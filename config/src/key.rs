@@ -178,6 +178,13 @@ pub const KEYS: &[Key] = &[
         set: |settings, value| value.boolean().map(|v| settings.restore.skip_file_check = v),
     },
     Key {
+        name: "restore.skip-cpu-check",
+        what: "restore though this processor lacks instructions that the one of the dump had (true|false)",
+        scope: Scope::Container,
+        get: |s| s.restore.skip_cpu_check.to_string(),
+        set: |settings, value| value.boolean().map(|v| settings.restore.skip_cpu_check = v),
+    },
+    Key {
         name: "restore.lazy",
         what: "let processes run before their memory is there, and bring it behind them (true|false)",
         scope: Scope::Container,

@@ -135,6 +135,8 @@ pub struct Restore {
     pub timeout: Duration,
     /// `restore.skip-file-check`: do not compare the mode of files with what they were.
     pub skip_file_check: bool,
+    /// `restore.skip-cpu-check`: restore though the processor lacks what the one of the dump had.
+    pub skip_cpu_check: bool,
     /// `restore.lazy`: processes run on before their memory is there; what they touch comes first.
     pub lazy: bool,
     /// `restore.fill-rate`: how many bytes a second are brought behind them that nobody has touched yet; zero for all that goes.
@@ -150,6 +152,7 @@ impl Default for Restore {
             network_lock: NetworkLock::Auto,
             timeout: Duration::ZERO,
             skip_file_check: false,
+            skip_cpu_check: false,
             lazy: true,
             fill_rate: 0,
             log_dir: PathBuf::from(LOG_DIR),

@@ -12,6 +12,8 @@
 //! A manifest may come from anywhere. It names files only below its own directory, and it can ask for nothing: what
 //! a container may do is decided by the request that restores it.
 
+mod processor;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
@@ -277,11 +279,16 @@ impl Manifest {
         })
     }
 
-    /// Features that the processor of the dump had and this one lacks. A program that looked for them once uses
-    /// them on, and dies here.
+    /// What the processor of the dump had and this one lacks: instructions, or the architecture itself. A program that looked for them
+    /// once uses them on, and dies here. A manifest without a machine wants nothing.
     pub fn lacking(&self, host: &Host) -> Vec<String> {
+        let wanted = &self.host.architecture;
+        if !wanted.is_empty() && *wanted != host.architecture {
+            return vec![wanted.clone()];
+        }
         let lacking = self.host.cpu_features.difference(&host.cpu_features);
-        lacking.cloned().collect()
+        let counts = |feature: &&String| processor::is_instruction(wanted, feature);
+        lacking.filter(counts).cloned().collect()
     }
 }
 
@@ -518,11 +525,16 @@ mod tests {
 
     #[test]
     fn a_lesser_processor_is_noticed() {
-        let here = Host {
+        let mut here = Host {
+            architecture: "x86_64".into(),
             cpu_features: ["sse4_2".to_owned(), "avx512f".to_owned()].into(),
             ..Host::default()
         };
-        assert_eq!(full().lacking(&here), ["avx2"]);
+        let mut there = full();
+        let _new = there.host.cpu_features.insert("tsc_known_freq".into());
+        assert_eq!(there.lacking(&here), ["avx2"]);
+        here.architecture = "aarch64".into();
+        assert_eq!(there.lacking(&here), ["x86_64"]);
         assert!(Manifest::default().lacking(&here).is_empty());
     }
 }

@@ -25,7 +25,7 @@
 
 mod capture;
 mod commit;
-mod describe;
+pub(crate) mod describe;
 mod error;
 mod files;
 pub(crate) mod hold;

@@ -13,6 +13,7 @@ mod containerd;
 mod copy;
 mod engine;
 mod fresh;
+mod image;
 mod images;
 mod job;
 mod order;

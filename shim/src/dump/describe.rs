@@ -51,7 +51,7 @@ pub(super) fn versions(criu: &str) -> BTreeMap<String, String> {
 }
 
 /// This machine.
-pub(super) fn host() -> Host {
+pub(crate) fn host() -> Host {
     processor(&small(Path::new("/proc/cpuinfo"), CPUINFO_BYTES_MAX))
 }
 

@@ -51,6 +51,12 @@ pub enum RestoreCause {
     /// The images are not complete.
     #[error(transparent)]
     Images(#[from] ImageError),
+    /// The processor is another one.
+    #[error(
+        "use the checkpoint: this processor lacks what the one of the dump had ({0}), and a program that uses it dies; restore on such a \
+         one, or set the annotation cedana.restore.skip-cpu-check to true"
+    )]
+    Processor(String),
     /// The cgroup of the restored container.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -130,6 +136,7 @@ impl From<RestoreError> for Error {
             RestoreCause::Exists(_) => Self::AlreadyExists(text),
             RestoreCause::Images(_) => Self::InvalidArgument(text),
             RestoreCause::Criu { ref telling, .. } if telling.lasting => Self::FailedPrecondition(text),
+            RestoreCause::Processor(_) => Self::FailedPrecondition(text),
             RestoreCause::NoCriu(_) => Self::Unimplemented(text),
             RestoreCause::TimedOut(_) => Self::Unavailable(text),
             _ => Self::Internal(text),

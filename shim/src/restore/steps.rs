@@ -19,6 +19,7 @@ use crate::criu::logs::Keeper;
 use crate::criu::manifest::{self, Manifest};
 use crate::criu::{Criu, stray, telling, tools, work};
 use crate::delete::leftover::Leftover;
+use crate::dump::describe;
 use crate::error::chain;
 use crate::runc::{Call, RuncError};
 use crate::worker::page_server::{self, Order, Started};
@@ -84,12 +85,22 @@ impl Restoring {
         }
         self.manifest = manifest::read(self.layout.root())?;
         self.note_files();
+        self.refuse_lesser_processor()?;
         // They are what they should be, and as many as files.
         self.manifest.parts = Vec::new();
         let images = self.layout.images();
         images::refuse_strange(&images)?;
         self.summary = images::summarize(&images)?;
         Ok(())
+    }
+
+    /// What a program found when it started is not looked for again.
+    fn refuse_lesser_processor(&self) -> Result<(), RestoreCause> {
+        let lacking = self.manifest.lacking(&describe::host());
+        if lacking.is_empty() || self.settings.skip_cpu_check {
+            return Ok(());
+        }
+        Err(RestoreCause::Processor(lacking.join(", ")))
     }
 
     pub(super) fn prepare_directories(&mut self) -> Result<(), RestoreCause> {

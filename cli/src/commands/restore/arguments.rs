@@ -27,6 +27,12 @@ pub struct Flags {
     /// Do not compare the permissions of files with what they were at the dump
     #[arg(long)]
     skip_file_check: bool,
+    /// Restore though this processor lacks instructions that the one of the dump had
+    #[arg(long)]
+    skip_cpu_check: bool,
+    /// Restore though the container was made from another image than the checkpoint is of
+    #[arg(long)]
+    pub skip_image_check: bool,
     /// CRIU's options as JSON, by CRIU's names; they win over the flags
     #[arg(long, value_name = "JSON")]
     criu_opts: Option<String>,
@@ -56,8 +62,9 @@ impl Flags {
         let check = self
             .skip_file_check
             .then_some(("restore.skip-file-check", "true"));
+        let cpu = self.skip_cpu_check.then_some(("restore.skip-cpu-check", "true"));
         let eager = self.eager.then_some(("restore.lazy", "false"));
-        let said = tcp.into_iter().chain(check).chain(eager);
+        let said = tcp.into_iter().chain(check).chain(cpu).chain(eager);
         let mut settings: BTreeMap<String, String> = said
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();

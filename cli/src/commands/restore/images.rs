@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use jobs::liveness;
 use jobs::record::{Origin, Process};
 use oci_bundles::archive::{self, ArchiveError, Form, Limits};
+use oci_bundles::checkpoint;
 use oci_bundles::layout::{INVENTORY, Layout};
+use oci_bundles::manifest::Image;
 
 use crate::context::Context;
 use crate::error::{Error, Kind};
@@ -85,6 +87,11 @@ impl Images {
         if let Some(origin) = self.origin().filter(|origin| origin.key.id != id) {
             output::warning(&format!("the checkpoint is of container {}", origin.key.id));
         }
+    }
+
+    /// The image of its container, if it says so.
+    pub fn image(&self) -> Option<Image> {
+        checkpoint::manifest(&self.directory).ok()??.image
     }
 
     /// Whose it is, if it says so.

@@ -8,7 +8,7 @@ use super::arguments::Flags;
 use super::engine::{by_containerd, by_docker, by_nerdctl, can_be_in_place, in_place, running};
 use super::images::Images;
 use super::order::Order;
-use super::{Restored, report};
+use super::{Restored, image, report};
 use crate::completer;
 use crate::context::Context;
 use crate::engines::containerd::Containerd;
@@ -70,6 +70,9 @@ pub async fn bring_back(
     }
     let out = flags.out()?;
     refuse(job, out.as_deref())?;
+    if !flags.skip_image_check {
+        image::refuse_another(job, images).await?;
+    }
     let spool = context.spool()?;
     let order = Order {
         key: &job.key,
