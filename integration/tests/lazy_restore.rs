@@ -26,11 +26,21 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Runs the program, dumps it and brings it back under `id`, with these annotations.
 fn restored<'host>(host: &'host Host, id: &str, annotations: &[&str]) -> Result<Talker<'host>> {
+    restored_as(host, id, &[MIB], annotations)
+}
+
+/// The same with these words for the program.
+fn restored_as<'host>(
+    host: &'host Host,
+    id: &str,
+    words: &[&str],
+    annotations: &[&str],
+) -> Result<Talker<'host>> {
     let more: Vec<&str> = annotations
         .iter()
         .flat_map(|said| ["--annotation", said])
         .collect();
-    let mut talker = Talker::run(host, id, STIR, &[MIB], &more)?;
+    let mut talker = Talker::run(host, id, STIR, words, &more)?;
     assert_eq!(talker.check()?, 1);
     talker.checkpoint(id)?;
     talker.remove()?;
@@ -186,4 +196,49 @@ fn container_is_restored_all_at_once_if_asked() -> Result<()> {
     ensure!(there >= 64 * 1024, "only {there} KiB are there");
     assert_eq!(talker.check()?, 2);
     talker.remove()
+}
+
+#[test]
+fn memory_of_every_kind_is_right_late_and_at_once() -> Result<()> {
+    need!(OurShim, "containerd's own shim restores all memory first");
+    need!(Criu, "dumps");
+    let host = Host::with_image()?;
+    for (id, how) in [("late", SLOWLY), ("once", "cedana.restore.lazy=false")] {
+        let mut talker = restored_as(&host, id, &[MIB, "kinds"], &[how])?;
+        assert_eq!(server(&host, id)?.is_some(), id == "late");
+        for (number, act) in ["share", "move", "check", "forget", "fork", "share", "check"]
+            .iter()
+            .enumerate()
+        {
+            assert_eq!(talker.ask(act)?, format!("ok {}", number + 2), "{act}, {id}");
+        }
+        until("the server ends when all is there", || {
+            Ok(server(&host, id)?.is_none())
+        })?;
+        assert_eq!(talker.check()?, 9, "{id}");
+        talker.remove()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn container_ends_with_its_shim_while_its_memory_comes() -> Result<()> {
+    need!(OurShim, "containerd's own shim restores all memory first");
+    need!(Criu, "dumps");
+    let host = Host::with_image()?;
+    let talker = restored(&host, "c", &[SLOWLY])?;
+    let (init, worker) = (talker.pid()?, server(&host, "c")?.context("a server of pages")?);
+    let stat = fs::read_to_string(format!("/proc/{init}/stat"))?;
+    let parent = stat
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.split(' ').nth(1));
+    let shim = nix::unistd::Pid::from_raw(parent.context("a parent")?.parse()?);
+    nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGKILL)?;
+    // Nobody is left who waits for a page for ever, and nobody who reads zeros: containerd has the rest removed.
+    for pid in [init.to_string(), worker.to_string()] {
+        until("it ends with its shim", || {
+            Ok(!std::path::Path::new("/proc").join(&pid).exists())
+        })?;
+    }
+    Ok(())
 }

@@ -2,15 +2,18 @@
 //! give up. It answers lines on stdin, as the workload does, with a number that counts the answers.
 //!
 //! ```text
-//! stir MIB       that much private memory, each page marked with its number
+//! stir MIB          that much private memory, each page marked with its number
+//! stir MIB kinds    and some of every other kind
 //! ```
 //! `ready` first; then `ping`, `check` (every page), `touch` (one page of each MiB), `fork` (a child checks every page), `unmap`,
-//! `move` and `forget` (of a quarter each: the second, third and last): `ok N` or `bad: REASON`.
+//! `move` and `forget` (of a quarter each: the second, third and last), `share` (of the other kinds): `ok N` or `bad: REASON`.
 #![expect(
     unsafe_code,
     reason = "memory is mapped, moved and given up by address, and forked with; there is no safe way to it"
 )]
 #![expect(clippy::print_stdout, reason = "stdout is how the program speaks to its test")]
+
+mod kinds;
 
 use std::io::BufRead;
 use std::ptr::{
@@ -20,21 +23,35 @@ use std::ptr::{
 use anyhow::{Context, Result, bail, ensure};
 use nix::libc;
 
+use kinds::Kinds;
+
 const PAGE: usize = 4096;
 const MIB: usize = 1 << 20;
+/// Half a MiB.
+const STACK_WORDS: usize = 64 * 1024;
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let [mib] = words.as_slice() else {
-        bail!("usage: stir MIB");
+    let (mib, with_kinds) = match words.as_slice() {
+        [mib] => (mib, false),
+        [mib, word] if word == "kinds" => (mib, true),
+        _ => bail!("usage: stir MIB [kinds]"),
     };
+    // On the stack, and as good as used.
+    let mut stack = [0; STACK_WORDS];
+    let kinds = with_kinds
+        .then(|| Kinds::mark(std::hint::black_box(&mut stack)))
+        .transpose()?;
     let mut memory = Memory::mark(mib.parse::<usize>()? * MIB)?;
     println!("ready");
     let mut answers = 0_u64;
     for line in std::io::stdin().lock().lines() {
         answers += 1;
         let done = match line?.trim() {
-            "check" => memory.check(PAGE),
+            "check" => memory
+                .check(PAGE)
+                .and_then(|()| kinds.as_ref().map_or(Ok(()), Kinds::check)),
+            "share" => kinds.as_ref().map_or(Ok(()), Kinds::share),
             "touch" => memory.check(MIB),
             "fork" => memory.check_in_child(),
             "unmap" => memory.unmap(),
