@@ -3,6 +3,7 @@
 # make demo     a container counts, is saved, killed, brought back, and counts on
 # make test     every test: rules and parsers without root, the rest on real engines in the testbed
 # make bench    our shim against containerd's own, as a table and as target/bench.json
+# make fuzz     every parser of foreign input is fed for a while: SECONDS=10 each
 # make check    formatting, lints, unit tests: no root, no engines
 
 CARGO ?= cargo
@@ -14,7 +15,7 @@ BINARIES := $(or $(CARGO_TARGET_DIR),target)/release
 export PREFIX DESTDIR
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: build demo test check bench install uninstall protoc
+.PHONY: build demo test check bench fuzz install uninstall protoc
 build: protoc
 	$(CARGO) build --release
 
@@ -47,6 +48,7 @@ demo: build
 
 check: protoc
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path integration/fuzz/Cargo.toml --check
 	$(CARGO) clippy --quiet --workspace --all-targets -- -D warnings
 	$(CARGO) test --quiet -- --test-threads=1    # some look at descriptors and children of the whole process
 	$(CARGO) test --quiet --package integration --lib --bins
@@ -57,3 +59,7 @@ test: check build
 bench: build
 	@$(CARGO) build --quiet --package integration --bins
 	integration/testbed -- target/debug/bench $(BENCH)
+
+# Its build takes minutes, so `make test` only tries what is in integration/fuzz/inputs, in the unit tests.
+fuzz: protoc
+	SECONDS_EACH=$(or $(SECONDS),10) integration/fuzz/run

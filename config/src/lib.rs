@@ -31,6 +31,9 @@ pub mod source;
 mod toml;
 pub mod value;
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
+
 pub use environment::Environment;
 pub use file::Place;
 pub use key::{KEYS, Key};

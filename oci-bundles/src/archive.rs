@@ -26,7 +26,7 @@ mod encode;
 pub(crate) mod entry;
 mod extended;
 #[cfg(feature = "archive")]
-mod frames;
+pub(crate) mod frames;
 pub(crate) mod limits;
 #[cfg(feature = "archive")]
 pub(crate) mod out;

@@ -34,3 +34,6 @@ pub mod checkpoint;
 pub mod memory;
 #[cfg(feature = "files")]
 pub mod rootfs;
+
+#[cfg(all(any(test, fuzzing), feature = "archive"))]
+pub mod fuzzing;

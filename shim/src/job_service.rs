@@ -213,6 +213,18 @@ fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T> {
         .map_err(|error| Error::InvalidArgument(format!("read the request: {error}")))
 }
 
+/// Every request, of any bytes; the settings in it as well.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn decode_any(payload: &[u8]) {
+    let (dump, restore) = (decode::<DumpRequest>(payload), decode::<RestoreRequest>(payload));
+    let _progress = decode::<ProgressRequest>(payload).is_ok();
+    let of_dump = dump.ok().map(|request| request.settings);
+    let of_restore = restore.ok().map(|request| request.settings);
+    for flags in of_dump.iter().chain(&of_restore) {
+        let _settings = config::Settings::default().with_flags(flags);
+    }
+}
+
 fn encode<T: Serialize>(answer: &T) -> Result<Vec<u8>> {
     serde_json::to_vec(answer).map_err(|error| Error::Internal(format!("write the answer: {error}")))
 }

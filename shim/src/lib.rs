@@ -60,3 +60,6 @@ pub mod restore;
 pub mod worker;
 
 pub mod error;
+
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;

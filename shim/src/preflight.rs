@@ -145,3 +145,15 @@ fn settings(bundle: Option<&Path>) -> Result<Settings, PreflightError> {
     // What is wrong with the host's layers does not hold for a dump either.
     Ok(config::for_container(&annotations, &options.settings)?.0)
 }
+
+/// What `/proc` tells of a container, of any bytes: the names in it are the container's own.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_any(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    for line in text.lines() {
+        mounts::read_any(line);
+        mappings::read_any(line);
+        descriptors::read_any(line);
+    }
+    unix::read_any(bytes);
+}

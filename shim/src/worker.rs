@@ -17,6 +17,9 @@ pub mod page_server;
 mod pages;
 pub mod tar;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use pages::fuzzing;
+
 use std::error::Error;
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -202,6 +202,16 @@ fn invalid(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
+/// The index of any bytes: every frame that it names is among them.
+#[cfg(any(test, fuzzing))]
+pub fn read_any(bytes: &[u8], dir: &std::path::Path) {
+    let file = crate::fuzzing::file_of(bytes, dir);
+    if let Ok(Some(found)) = find_index(&file) {
+        let packed: u64 = found.iter().map(|frame| u64::from(frame.packed)).sum();
+        assert!(packed <= bytes.len() as u64, "{packed}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;

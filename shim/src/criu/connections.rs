@@ -100,6 +100,15 @@ fn read(path: &str) -> io::Result<String> {
     }
 }
 
+/// A table, or its counters, of any text.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_any(text: &str) {
+    let _count = in_use(text, "TCP:");
+    for row in text.lines().filter_map(parse) {
+        assert_ne!(row.connection.inode, 0, "{}", row.connection);
+    }
+}
+
 /// The number of sockets in `TCP: inuse 3 orphan 0 …`.
 fn in_use(counters: &str, line: &str) -> Option<u64> {
     let rest = counters.lines().find_map(|text| text.strip_prefix(line))?;

@@ -157,6 +157,19 @@ fn read(path: &Path, size_max: u64) -> Result<Vec<u8>, ImageError> {
     })
 }
 
+/// All that is read of an image, of any bytes.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_any(image: &[u8]) {
+    let (pids, _state) = (processes(image), task_state(image));
+    assert!(pids.iter().flatten().all(|pid| *pid > 0));
+    let mut rest = image;
+    while let Some(record) = record(&mut rest) {
+        for field in 1..8 {
+            let _found = (number(record, field), message(record, field).is_some());
+        }
+    }
+}
+
 /// The pids in a pstree image; none if one is there twice, or there are too many or none of them.
 fn processes(image: &[u8]) -> Option<Vec<i32>> {
     if word(image, 0) != Some(COMMON_MAGIC) || word(image, 4) != Some(PSTREE_MAGIC) {

@@ -290,6 +290,12 @@ fn of_lock(info: &str, link: &str, settings: &config::Dump) -> Option<Trouble> {
     })
 }
 
+/// Any line.
+#[cfg(any(test, fuzzing))]
+pub(super) fn read_any(line: &str) {
+    let _kind = kind(line);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -29,6 +29,9 @@ mod source;
 mod task;
 mod uffd;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
+
 use std::env;
 use std::io;
 use std::os::fd::AsFd;

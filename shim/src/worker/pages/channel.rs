@@ -50,7 +50,8 @@ impl fmt::Display for Word {
 }
 
 impl Word {
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    /// The word of a message, if it is one.
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         let text = String::from_utf8_lossy(bytes);
         let (word, rest) = text.split_once(' ').unwrap_or((&text, ""));
         let number = || rest.parse().ok();

@@ -139,7 +139,7 @@ fn shared(family: &[(i32, i32)], memories: &[Memory]) -> u64 {
 }
 
 /// Every process and its parent, in a pstree image.
-fn family(image: &[u8]) -> Option<Vec<(i32, i32)>> {
+pub(super) fn family(image: &[u8]) -> Option<Vec<(i32, i32)>> {
     if word(image, 0) != Some(COMMON_MAGIC) || word(image, 4) != Some(PSTREE_MAGIC) {
         return None;
     }
@@ -155,23 +155,25 @@ fn family(image: &[u8]) -> Option<Vec<(i32, i32)>> {
 
 /// One pagemap image.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Pagemap {
+pub(super) struct Pagemap {
     /// The number of its file of pages.
     pages: u64,
     /// The runs that are left to us.
-    missing: Extents,
+    pub(super) missing: Extents,
     /// The size that file must have.
-    size: u64,
+    pub(super) size: u64,
 }
 
 /// What is wrong with a pagemap image.
 #[derive(Debug, PartialEq, Eq)]
-enum Flaw {
+pub(super) enum Flaw {
+    /// It is no image of CRIU.
     Malformed,
+    /// It builds on an earlier dump.
     Parent,
 }
 
-fn pagemap(image: &[u8], page_size: u64) -> Result<Pagemap, Flaw> {
+pub(super) fn pagemap(image: &[u8], page_size: u64) -> Result<Pagemap, Flaw> {
     if word(image, 0) != Some(COMMON_MAGIC) || word(image, 4) != Some(PAGEMAP_MAGIC) {
         return Err(Flaw::Malformed);
     }

@@ -56,16 +56,19 @@ impl Restorer {
     }
 
     /// One that has connected already.
-    #[cfg(test)]
-    pub(super) fn connected(stream: UnixStream) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let listener = UnixListener::bind(dir.path().join("s")).expect("bind");
-        stream.set_nonblocking(true).expect("set");
-        Self {
-            listener,
+    ///
+    /// # Errors
+    /// What the kernel says.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn connected(stream: UnixStream) -> io::Result<Self> {
+        // Never accepted from: any socket does.
+        let (listener, _other) = UnixStream::pair()?;
+        stream.set_nonblocking(true)?;
+        Ok(Self {
+            listener: UnixListener::from(OwnedFd::from(listener)),
             stream: Some(stream),
             pid: None,
-        }
+        })
     }
 
     /// What to wait at for the next word.
@@ -137,7 +140,7 @@ mod tests {
 
     fn restorer() -> (Restorer, UnixStream) {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
-        (Restorer::connected(ours), theirs)
+        (Restorer::connected(ours).expect("connected"), theirs)
     }
 
     #[test]

@@ -375,7 +375,7 @@ mod tests {
         let server = Server::new(
             Channel::new(theirs.into()),
             memories,
-            Restorer::connected(stream),
+            Restorer::connected(stream).expect("connected"),
             PAGE,
         );
         let server = thread::spawn(|| server.run());

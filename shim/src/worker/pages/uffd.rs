@@ -280,7 +280,7 @@ fn offered(done: nix::Result<i32>, taken: i64, len: u64) -> Offered {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Message {
+pub(super) enum Message {
     Fault(u64),
     Fork(i32),
     Remap { from: u64, to: u64, len: u64 },
@@ -288,7 +288,7 @@ enum Message {
 }
 
 /// Reads one `struct uffd_msg`; none for a kind that was not asked for.
-fn parse(message: &[u8]) -> Option<Message> {
+pub(super) fn parse(message: &[u8]) -> Option<Message> {
     let word = |at: usize| {
         let bytes = message.get(at..at.checked_add(8)?)?;
         bytes.try_into().ok().map(u64::from_ne_bytes)
