@@ -38,7 +38,7 @@ pub use environment::Environment;
 pub use file::Place;
 pub use key::{KEYS, Key};
 pub use layer::{Layers, for_container, resolve_layers};
-pub use settings::{Compression, Dump, Files, NetworkLock, Restore, Settings, Tcp};
+pub use settings::{Choice, Compression, Dump, Files, NetworkLock, Restore, Settings, Tcp};
 pub use shown::{Shown, shown};
 pub use source::{ConfigError, Source};
 pub use toml::OPTIONS_TABLE;

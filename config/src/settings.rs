@@ -34,13 +34,25 @@ pub struct Settings {
 /// What becomes of established TCP connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Tcp {
-    /// A dump of a process that holds one fails; a restore does what the dump did.
+    /// Those that do not leave the container are saved, a dump with another one fails; a restore does what the dump did.
     #[default]
     Default,
     /// They are saved and restored. The address must exist where the restore happens.
     Established,
     /// They come back closed: the process sees a reset.
     Close,
+}
+
+/// Whether something is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Choice {
+    /// Where it is safe, by what is seen of the container.
+    #[default]
+    Auto,
+    /// In any case.
+    Yes,
+    /// Never.
+    No,
 }
 
 /// How CRIU keeps packets away while connections are dumped.
@@ -78,13 +90,15 @@ pub struct Dump {
     /// `dump.tcp`: established connections.
     pub tcp: Tcp,
     /// `dump.skip-in-flight`: connections that nobody has accepted yet are left out instead of failing the dump.
-    pub skip_in_flight: bool,
+    pub skip_in_flight: Choice,
     /// `dump.external-unix-sockets`: datagram sockets connected to the host are left out instead of failing the dump.
-    pub external_unix_sockets: bool,
+    pub external_unix_sockets: Choice,
+    /// `dump.shell-job`: a terminal that is not the container's is taken along. Whoever restores must have one, too.
+    pub shell_job: bool,
     /// `dump.file-locks`: file locks are saved. Safe in a container, whose files nobody else locks.
     pub file_locks: bool,
     /// `dump.link-remap`: a deleted file that still has another name is given one again, `link_remap.N` beside it.
-    pub link_remap: bool,
+    pub link_remap: Choice,
     /// `dump.files`: the container's writable layer goes into the checkpoint.
     pub files: Files,
     /// `dump.ghost-limit`: the size in bytes up to which a deleted but open file goes into the image.
@@ -107,10 +121,11 @@ impl Default for Dump {
         Self {
             leave_running: true,
             tcp: Tcp::Default,
-            skip_in_flight: false,
-            external_unix_sockets: false,
+            skip_in_flight: Choice::Auto,
+            external_unix_sockets: Choice::Auto,
+            shell_job: false,
             file_locks: true,
-            link_remap: true,
+            link_remap: Choice::Auto,
             files: Files::Auto,
             // CRIU's own 1 MiB fails the dump of any program that unlinks its log or its cache. The limit only bounds
             // what goes into the image, so it is set where a container's memory usually is.
@@ -141,6 +156,8 @@ pub struct Restore {
     pub lazy: bool,
     /// `restore.fill-rate`: how many bytes a second are brought behind them that nobody has touched yet; zero for all that goes.
     pub fill_rate: u64,
+    /// `restore.external`: what of the host stands where a dump left something out, each as CRIU's option `external` takes it.
+    pub external: Vec<String>,
     /// `restore.log-dir`: where the log of a failed restore survives its bundle.
     pub log_dir: PathBuf,
 }
@@ -155,6 +172,7 @@ impl Default for Restore {
             skip_cpu_check: false,
             lazy: true,
             fill_rate: 0,
+            external: Vec::new(),
             log_dir: PathBuf::from(LOG_DIR),
         }
     }

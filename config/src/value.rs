@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::settings::Choice;
+
 /// The longest text a value may have: a path at most.
 const TEXT_LENGTH_MAX: usize = 4096;
 
@@ -120,6 +122,19 @@ impl Value {
         }
     }
 
+    /// `true`, `false`, or `auto`.
+    ///
+    /// # Errors
+    /// What it is instead.
+    pub fn choice(&self) -> Result<Choice, Problem> {
+        match (self, self.boolean()) {
+            (_, Ok(true)) => Ok(Choice::Yes),
+            (_, Ok(false)) => Ok(Choice::No),
+            (Self::Text(text), _) if text == "auto" => Ok(Choice::Auto),
+            (other, _) => Err(format!("{}, not auto, true or false", other.shown())),
+        }
+    }
+
     /// One of a few words.
     ///
     /// # Errors
@@ -219,6 +234,16 @@ pub fn text_of_list(entries: &[String]) -> String {
 pub(crate) fn word_of<T: PartialEq>(value: T, words: &[(&str, T)]) -> String {
     let found = words.iter().find(|(_, meant)| *meant == value);
     found.map(|(word, _)| (*word).to_owned()).unwrap_or_default()
+}
+
+/// As [`Value::choice`] takes it.
+pub(crate) fn text_of_choice(choice: Choice) -> String {
+    let word = match choice {
+        Choice::Auto => "auto",
+        Choice::Yes => "true",
+        Choice::No => "false",
+    };
+    word.to_owned()
 }
 
 /// A size in the largest unit that says it exactly.
@@ -334,6 +359,10 @@ mod tests {
                 .boolean()
                 .is_err_and(|problem| problem == "\"yes\", not true or false")
         );
+        assert_eq!(Value::Boolean(true).choice(), Ok(Choice::Yes));
+        assert_eq!(text("0").choice(), Ok(Choice::No));
+        assert_eq!(text("auto").choice(), Ok(Choice::Auto));
+        assert!(text("perhaps").choice().is_err());
         assert_eq!(text("/var/log").absolute_path(), Ok(PathBuf::from("/var/log")));
         assert!(text("log").absolute_path().is_err());
     }

@@ -220,7 +220,7 @@ fn a_flag_is_a_setting_of_this_dump_alone() -> Result<()> {
     need!(CriuSockets, "holds a connection");
     let host = Host::with_image()?;
     let cedana = Cedana::new();
-    let talker = Talker::run(&host, "connected", WORKLOAD, &["hold", "connection"], &[])?;
+    let talker = Talker::run(&host, "connected", WORKLOAD, &["hold", "half-connection"], &[])?;
     let into = host.made_dir("checkpoints")?;
     let pid = talker.pid()?.to_string();
     engine::run("nsenter", &["-t", &pid, "-n", "ip", "link", "set", "lo", "up"])?.ok()?;

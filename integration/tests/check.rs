@@ -116,9 +116,9 @@ fn io_uring_is_found() -> Result<()> {
 #[test]
 fn established_connection_is_found_and_a_setting_allows_it() -> Result<()> {
     need!(CriuSockets, "the workload has network sockets");
-    check_held("connection", "", "tcp-established", "needs-setting")?;
+    check_held("half-connection", "", "tcp-established", "needs-setting")?;
     let host = Host::with_image()?;
-    let talker = holding(&host, "connection", "cedana.dump.tcp=established")?;
+    let talker = holding(&host, "half-connection", "cedana.dump.tcp=established")?;
     let (exit, found) = report(&host)?;
     ensure!(exit == 0 && found.can_dump, "{found:?}");
     talker.remove()

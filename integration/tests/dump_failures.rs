@@ -90,7 +90,7 @@ fn kept_log(error: &str) -> Result<PathBuf> {
 #[test]
 fn established_connection_is_refused_and_explained() -> Result<()> {
     need!(Criu, "dumps");
-    check("connection", None, "cedana.dump.tcp")
+    check("half-connection", None, "cedana.dump.tcp")
 }
 
 #[test]
@@ -173,7 +173,7 @@ fn to_path(images: &Path) -> msg::CheckpointOptions {
 fn failed_dump_of_a_paused_container_leaves_it_paused() -> Result<()> {
     need!(Criu, "dumps");
     let host = Host::with_image()?;
-    let mut talker = holding(&host, "connection")?;
+    let mut talker = holding(&host, "half-connection")?;
     host.api().pause("c")?;
     let failed = host
         .api()
@@ -190,7 +190,7 @@ fn failed_dump_to_path_with_exit_ends_nothing() -> Result<()> {
     need!(Criu, "dumps");
     need!(CheckpointOptions, "says what it wants by ctr");
     let host = Host::with_image()?;
-    let mut talker = holding(&host, "connection")?;
+    let mut talker = holding(&host, "half-connection")?;
     let said = host.ctr(&["tasks", "checkpoint", "--exit", "c"])?;
     ensure!(said.code != 0, "the dump succeeded");
     assert_eq!(talker.status()?, Status::Running);

@@ -47,6 +47,8 @@ pub struct Manifest {
     pub external_unix_sockets: bool,
     /// It closed the TCP connections.
     pub tcp_closed: bool,
+    /// What CRIU was told, by whom or why.
+    pub options: Vec<Chosen>,
     /// Processes that were stopped by a signal and that the images hold as running, by the container's own pids.
     pub stopped: Vec<i32>,
     /// Whose it is, in the words of the registry; nothing here looks into it.
@@ -92,6 +94,18 @@ pub struct Image {
     /// The digest of its configuration, which is what Docker and podman call its id.
     #[serde(default)]
     pub id: String,
+}
+
+/// An option of a dump.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Chosen {
+    /// Its setting, without the section: `tcp`.
+    pub option: String,
+    /// What it was.
+    pub value: String,
+    /// Who said so, or what was seen of the container.
+    pub why: String,
 }
 
 /// A file of a checkpoint.

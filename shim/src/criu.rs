@@ -3,6 +3,7 @@
 //! runc executes the `criu` it finds in `PATH` and hands it a request; the request's log level and log names are fixed.
 //! What runc has no flag for reaches CRIU in two files ([`conf`]). Nothing here starts CRIU to dump or restore.
 
+pub mod choices;
 pub mod conf;
 pub mod connections;
 pub mod culprits;

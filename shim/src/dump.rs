@@ -9,7 +9,7 @@
 //! - *find criu* has it look at the kernel, if it has not since the boot: it would while the application stands, for 70 ms.
 //! - *freeze*: we freeze the cgroup ourselves. Left to CRIU, which looks every 100 ms whether it has got there, a dump
 //!   takes 170 ms in half of the cases and 60 ms in the others; frozen before, it takes 60 ms always.
-//! - *look at connections*: without a connection there is nothing to lock the network for; the lock is six execs of
+//! - *look at connections*: what is seen of them decides what is done about them ([`crate::criu::choices`]). And without a connection there is nothing to lock the network for; the lock is six execs of
 //!   iptables, 70 of the 130 ms of a dump of a frozen container. Looked at while frozen, the answer holds.
 //! - *wake stopped tasks*: under cgroup v1, CRIU hangs for good on a task that is both stopped (SIGTSTP, SIGSTOP) and
 //!   frozen. Continuing it while it is frozen changes nothing but that; it is stopped again before anything thaws.
@@ -46,6 +46,7 @@ use oci_bundles::manifest::Image;
 
 use crate::cgroup::Cgroup;
 use crate::criu::Criu;
+use crate::criu::choices::{Choices, Seen};
 use crate::criu::manifest::Manifest;
 use crate::phases::{Phase, Plan, Stopwatch, Timing};
 use crate::progress::{Cancel, Progress};
@@ -164,8 +165,10 @@ struct Dumping<'j> {
     kept: Option<PathBuf>,
     /// We froze the container; a client had not.
     froze: bool,
-    /// It holds TCP connections.
-    connected: bool,
+    /// What is of concern for CRIU's options.
+    seen: Seen,
+    /// What is done about it.
+    choices: Choices,
     /// CRIU locks the network for them.
     locks: bool,
     /// CRIU failed, said so, and took back what it had done.

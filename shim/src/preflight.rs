@@ -109,7 +109,7 @@ pub fn look(pid: i32, bundle: Option<&Path>) -> Result<Report, PreflightError> {
         // After the descriptors: what is open and mapped is told once.
         mappings::look(process, &settings.dump, &mut findings);
     }
-    let network_sockets = sockets::look(&tree, &held, &settings.dump, &mut findings);
+    let network_sockets = sockets::look(pid, &tree, &held, &settings.dump, &mut findings);
     // Last, because from here on this process is in the container's network namespace.
     unix::look(pid, &held, &settings.dump, &mut findings);
     if proc::is_launching(pid) {
@@ -144,6 +144,12 @@ fn settings(bundle: Option<&Path>) -> Result<Settings, PreflightError> {
     };
     // What is wrong with the host's layers does not hold for a dump either.
     Ok(config::for_container(&annotations, &options.settings)?.0)
+}
+
+/// Sockets that datagram sockets of these processes are connected to and that others hold, by name, in the network namespace of this
+/// process; nothing if the kernel does not tell.
+pub fn datagrams_to_others(pids: &[i32]) -> Vec<String> {
+    unix::datagrams_to_others(pids).unwrap_or_default()
 }
 
 /// What `/proc` tells of a container, of any bytes: the names in it are the container's own.

@@ -19,10 +19,11 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use config::NetworkLock;
+use config::{NetworkLock, Tcp};
 use oci_bundles::spec::SpecView;
 
 use super::Version;
+use super::choices::Choices;
 
 /// The annotation that tells runc and crun where CRIU's configuration is.
 pub const ANNOTATION: &str = "org.criu.config";
@@ -70,11 +71,12 @@ pub struct Options(Vec<(&'static str, Option<String>)>);
 
 impl Options {
     /// Those of a dump.
-    pub fn of_dump(settings: &config::Dump) -> Self {
+    pub fn of_dump(settings: &config::Dump, choices: &Choices) -> Self {
         let mut options = Self::default();
         options.switch("file-locks", settings.file_locks);
-        options.switch("link-remap", settings.link_remap);
-        options.switch("skip-in-flight", settings.skip_in_flight);
+        options.switch("link-remap", choices.link_remap);
+        options.switch("skip-in-flight", choices.skip_in_flight);
+        options.switch("tcp-close", choices.tcp == Tcp::Close);
         options.value("ghost-limit", settings.ghost_limit.to_string());
         for resource in &settings.external {
             options.value("external", resource.clone());
@@ -88,6 +90,9 @@ impl Options {
         options.switch("file-locks", true);
         options.switch("skip-file-rwx-check", settings.skip_file_check);
         options.switch("leave-stopped", stopped);
+        for resource in &settings.external {
+            options.value("external", resource.clone());
+        }
         options
     }
 
@@ -269,8 +274,15 @@ mod tests {
         let settings = config::Settings::default();
         let mut restore = settings.restore.clone();
         restore.skip_file_check = true;
+        restore.external = vec!["mnt[a]:/b".to_owned()];
+        let choices = Choices {
+            tcp: Tcp::Close,
+            skip_in_flight: true,
+            link_remap: true,
+            ..Choices::default()
+        };
         for options in [
-            Options::of_dump(&settings.dump),
+            Options::of_dump(&settings.dump, &choices),
             Options::of_restore(&restore, true),
         ] {
             assert_eq!(options.render(CRIU_4_2).1, [""; 0]);

@@ -36,6 +36,15 @@ pub struct Connection {
     inode: u64,
 }
 
+impl Connection {
+    /// One between these, which nobody holds.
+    #[cfg(test)]
+    pub(crate) fn between(local: SocketAddr, remote: SocketAddr) -> Self {
+        let inode = 0;
+        Self { local, remote, inode }
+    }
+}
+
 impl fmt::Display for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} to {}", self.local, self.remote)
@@ -121,7 +130,7 @@ fn in_use(counters: &str, line: &str) -> Option<u64> {
 }
 
 /// The socket inodes a process has open. One that is just gone has none.
-fn sockets_of(pid: i32) -> Vec<u64> {
+pub(crate) fn sockets_of(pid: i32) -> Vec<u64> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
         return Vec::new();
     };

@@ -26,6 +26,12 @@ pub fn resident_bytes(pids: &[i32]) -> u64 {
         .saturating_mul(PAGE_SIZE)
 }
 
+/// Whether a process is in the network namespace of this one. If it cannot be told, it is: what is the host's is left alone.
+pub fn shares_network(pid: i32) -> bool {
+    let of = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
+    of(&pid.to_string()).is_none_or(|network| of("self") == Some(network))
+}
+
 /// The state letter of a process: R, S, D, T (stopped), t (traced), Z, X; none if it is gone.
 pub fn state(pid: i32) -> Option<char> {
     parse_stat(&stat(pid)?).map(|(state, _)| state)

@@ -204,6 +204,7 @@ mod tests {
             ("page-xfer: Unable to spice data: No space left on device", "full"),
             ("cr_write_image: Can't write: No space left on device", "full"),
             ("Can't fork for 7: File exists", "pid"),
+            ("One of more action scripts failed", "a script around"),
             ("File bin/app has bad size 10 (expect 20)", "not the one"),
         ] {
             let log =

@@ -217,9 +217,9 @@ impl Dumping<'_> {
         ]);
         for (flag, on) in [
             ("--leave-running", !self.exits()),
-            ("--tcp-established", self.tcp() == Tcp::Established),
-            ("--ext-unix-sk", self.external_unix_sockets()),
-            ("--shell-job", job.options.terminal),
+            ("--tcp-established", self.choices.tcp == Tcp::Established),
+            ("--ext-unix-sk", self.choices.external_unix_sockets),
+            ("--shell-job", self.manifest.shell_job),
             ("--file-locks", job.options.file_locks || job.settings.file_locks),
         ] {
             if on {

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
-use config::{NetworkLock, Tcp};
+use config::{Choice, NetworkLock, Tcp};
 use jobs::record::{Checkpoint, Origin};
 use nix::sys::signal::Signal;
 use oci_bundles::layout::{Layout, Shape};
@@ -17,6 +17,7 @@ use super::save::beside;
 use super::target::Target;
 use super::{DumpCause, DumpJob, Dumping, commit, describe};
 use crate::cgroup::CgroupError;
+use crate::criu::choices::{self, Choices, Seen};
 use crate::criu::conf::{self, Options, Request};
 use crate::criu::{Criu, connections, images, manifest, proc, programs, stray, tools, work};
 use crate::phases::Stopwatch;
@@ -62,7 +63,8 @@ impl<'j> Dumping<'j> {
             saved: false,
             kept: None,
             froze: false,
-            connected: false,
+            seen: Seen::default(),
+            choices: Choices::default(),
             locks: false,
             criu_ended_itself: false,
             woken: Vec::new(),
@@ -229,10 +231,23 @@ impl<'j> Dumping<'j> {
             }
             said => said,
         };
-        let connections =
-            connections::held(&pids).map_err(DumpCause::files("read", Path::new("/proc/net/tcp")))?;
-        self.connected = !connections.is_empty();
-        if connections.is_empty() || self.tcp() != Tcp::Default {
+        let (connections, waiting) = connections::held_and_waiting(&pids)
+            .map_err(DumpCause::files("read", Path::new("/proc/net/tcp")))?;
+        let own_network = !proc::shares_network(self.job.init_pid);
+        self.seen = Seen {
+            connections,
+            waiting,
+            own_network,
+            ends: self.exits(),
+            // CRIU can leave out only what it sees, and in a network of its own that is nothing of the host.
+            datagrams: match own_network {
+                true => Vec::new(),
+                false => crate::preflight::datagrams_to_others(&pids),
+            },
+        };
+        self.choices = Choices::of(&self.seen, &self.settings());
+        let connections = self.seen.leading_out();
+        if connections.is_empty() || self.choices.tcp != Tcp::Default {
             return Ok(());
         }
         let shown: Vec<String> = connections
@@ -241,7 +256,7 @@ impl<'j> Dumping<'j> {
             .map(ToString::to_string)
             .collect();
         Err(DumpCause::Refused(format!(
-            "the container has {} established TCP connection(s) ({}{}); close them, or set the annotation \
+            "the container has {} established TCP connection(s) to others ({}{}); close them, or set the annotation \
              cedana.dump.tcp to established (save them) or close (let them come back closed)",
             connections.len(),
             shown.join(", "),
@@ -282,13 +297,19 @@ impl<'j> Dumping<'j> {
 
     pub(super) fn configure(&mut self) -> Result<(), DumpCause> {
         let Some(criu) = &self.criu else { return Ok(()) };
-        let mut options = Options::of_dump(&self.job.settings);
-        let tcp = self.tcp();
-        options.switch("tcp-close", tcp == Tcp::Close);
-        self.manifest.tcp_closed = tcp == Tcp::Close && self.connected;
-        self.manifest.shell_job = self.job.options.terminal;
-        self.manifest.external_unix_sockets = self.external_unix_sockets();
-        let kept = self.connected && tcp == Tcp::Established;
+        let (settings, choices) = (self.settings(), &self.choices);
+        let connected = !self.seen.connections.is_empty();
+        let mut options = Options::of_dump(&settings, choices);
+        self.manifest.options = choices::all(choices, &self.job.settings, &self.asked_for());
+        self.manifest.tcp_closed = choices.tcp == Tcp::Close && connected;
+        self.manifest.shell_job = settings.shell_job;
+        self.manifest.external_unix_sockets = choices.external_unix_sockets;
+        let kept = connected && choices.tcp == Tcp::Established;
+        tracing::info!(
+            id = self.job.id,
+            options = choices::summary(&self.manifest.options),
+            "criu is told"
+        );
         self.locks = kept;
         if self.exits() && self.staged() {
             self.hold = self.make_hold(&mut options)?;
@@ -419,16 +440,33 @@ impl<'j> Dumping<'j> {
         }
     }
 
-    pub(super) fn tcp(&self) -> Tcp {
-        if self.job.options.open_tcp {
-            Tcp::Established
-        } else {
-            self.job.settings.tcp
+    /// The settings, and over them what the client asked for by CRIU's names.
+    pub(super) fn settings(&self) -> config::Dump {
+        let (options, mut settings) = (&self.job.options, self.job.settings.clone());
+        if options.open_tcp {
+            settings.tcp = Tcp::Established;
         }
+        if options.external_unix_sockets {
+            settings.external_unix_sockets = Choice::Yes;
+        }
+        settings.shell_job |= options.terminal;
+        settings.file_locks |= options.file_locks;
+        settings
     }
 
-    pub(super) fn external_unix_sockets(&self) -> bool {
-        self.job.options.external_unix_sockets || self.job.settings.external_unix_sockets
+    /// The options among them.
+    fn asked_for(&self) -> Vec<&'static str> {
+        let options = &self.job.options;
+        let all = [
+            ("tcp", options.open_tcp),
+            ("external-unix-sockets", options.external_unix_sockets),
+            ("shell-job", options.terminal),
+            ("file-locks", options.file_locks),
+        ];
+        all.into_iter()
+            .filter(|(_, asked)| *asked)
+            .map(|(option, _)| option)
+            .collect()
     }
 
     /// Whether the init is dead or dying.

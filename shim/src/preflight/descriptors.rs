@@ -5,6 +5,7 @@ use std::fs::{self, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use config::Choice;
 use jobs::preflight::Severity;
 use nix::sys::stat::{major, minor};
 
@@ -201,7 +202,7 @@ fn trouble_of_path(process: &Process, descriptor: i32, link: &str, around: &Arou
     // Follows the kernel's link to the very file, wherever it is and whatever its name is now.
     let metadata = fs::metadata(format!("/proc/{}/fd/{descriptor}", process.pid)).ok()?;
     of_device(&metadata, link)
-        .or_else(|| of_mount(&info, &metadata, link, around.mounts))
+        .or_else(|| of_mount(&info, &metadata, link, around))
         .or_else(|| of_deleted(&metadata, link, around.settings))
         .or_else(|| of_lock(&info, link, around.settings))
 }
@@ -228,27 +229,34 @@ fn is_savable_device(major: u64, minor: u64) -> bool {
 }
 
 /// A file on a mount that the container does not have.
-fn of_mount(info: &str, metadata: &Metadata, link: &str, mounts: &Mounts) -> Option<Trouble> {
+fn of_mount(info: &str, metadata: &Metadata, link: &str, around: &Around<'_>) -> Option<Trouble> {
     let mount = read::number(info, "mnt_id")?;
-    if mounts.has(mount) {
+    if around.mounts.has(mount) {
         return None;
     }
-    let (code, what, remedy) = if metadata.file_type().is_char_device() && link.starts_with("/dev/pts/") {
+    let (code, severity, what, remedy) = if metadata.file_type().is_char_device()
+        && link.starts_with("/dev/pts/")
+    {
+        if around.settings.shell_job {
+            return None;
+        }
         (
             "outside-terminal",
+            Severity::NeedsSetting,
             format!("the terminal {link} of the host"),
-            "start the container with pipes or a terminal of its own",
+            "start the container with pipes or a terminal of its own; or set dump.shell-job to true, if it is restored where there is one",
         )
     } else {
         (
             "outside-file",
+            Severity::Blocks,
             format!("the file {link}, which is outside of the container,"),
             "close it; if it is stdin, stdout or stderr, start the container with pipes or a terminal",
         )
     };
     Some(Trouble {
         code,
-        severity: Severity::Blocks,
+        severity,
         what,
         remedy,
     })
@@ -262,11 +270,24 @@ fn of_deleted(metadata: &Metadata, link: &str, settings: &config::Dump) -> Optio
     let path = Path::new(link.trim_end_matches(" (deleted)")).display();
     let size = metadata.blocks().saturating_mul(BLOCK_SIZE);
     if metadata.nlink() > 0 {
-        return (!settings.link_remap).then(|| Trouble {
+        let (severity, saved, remedy) = match settings.link_remap {
+            Choice::Yes => (
+                Severity::Note,
+                " which a dump saves by a link_remap file beside it,",
+                "",
+            ),
+            Choice::Auto => (
+                Severity::Note,
+                " which only a dump that ends the container can save,",
+                "close it before a dump that leaves the container running",
+            ),
+            Choice::No => (Severity::NeedsSetting, "", "set dump.link-remap to auto"),
+        };
+        return Some(Trouble {
             code: "deleted-link",
-            severity: Severity::NeedsSetting,
-            what: format!("the deleted file {path}, which has another name,"),
-            remedy: "set dump.link-remap to true",
+            severity,
+            what: format!("the deleted file {path}, which has another name,{saved}"),
+            remedy,
         });
     }
     (size > settings.ghost_limit).then(|| Trouble {
@@ -282,11 +303,15 @@ fn of_deleted(metadata: &Metadata, link: &str, settings: &config::Dump) -> Optio
 
 fn of_lock(info: &str, link: &str, settings: &config::Dump) -> Option<Trouble> {
     let locked = info.lines().any(|line| line.starts_with("lock:"));
-    (locked && !settings.file_locks).then(|| Trouble {
+    let (severity, saved, remedy) = match settings.file_locks {
+        true => (Severity::Note, ", whose lock a dump saves,", ""),
+        false => (Severity::NeedsSetting, "", "set dump.file-locks to true"),
+    };
+    locked.then(|| Trouble {
         code: "file-lock",
-        severity: Severity::NeedsSetting,
-        what: format!("the locked file {}", Path::new(link).display()),
-        remedy: "set dump.file-locks to true",
+        severity,
+        what: format!("the locked file {}{saved}", Path::new(link).display()),
+        remedy,
     })
 }
 

@@ -1,6 +1,7 @@
 //! The findings as they are gathered: bounded, however much a container holds.
 
 use jobs::preflight::{FINDINGS_MAX, Finding, Holder, Severity};
+use oci_bundles::manifest::Chosen;
 
 use super::tree::Process;
 
@@ -47,6 +48,16 @@ impl Findings {
             }),
             remedy: remedy.to_owned(),
         });
+    }
+
+    /// Adds what a dump decides by itself.
+    pub(super) fn add_chosen(&mut self, chosen: &Chosen) {
+        let what = format!(
+            "a dump has {} {} by itself: {}",
+            chosen.option, chosen.value, chosen.why
+        );
+        let remedy = format!("set dump.{} if that is not wanted", chosen.option);
+        self.add("chosen", Severity::Note, what, &remedy);
     }
 
     /// Whether something of that kind was found of a process.

@@ -8,7 +8,8 @@ use jobs::preflight::Severity;
 use super::descriptors::Sockets;
 use super::findings::{Findings, shown};
 use super::tree::Tree;
-use crate::criu::connections;
+use crate::criu::choices::{Choices, Seen};
+use crate::criu::{connections, proc};
 
 /// The kernel's attribute of a socket that names its protocol; what `lsof` shows.
 const PROTOCOL_ATTRIBUTE: &str = "system.sockprotoname";
@@ -28,7 +29,13 @@ enum Kind {
 }
 
 /// Looks at the sockets that the container holds. Returns how many of them are network sockets.
-pub(super) fn look(tree: &Tree, held: &Sockets, settings: &config::Dump, findings: &mut Findings) -> usize {
+pub(super) fn look(
+    init: i32,
+    tree: &Tree,
+    held: &Sockets,
+    settings: &config::Dump,
+    findings: &mut Findings,
+) -> usize {
     let mut network = 0;
     let mut unsavable: BTreeMap<(i32, String), Vec<i32>> = BTreeMap::new();
     for place in held.values() {
@@ -56,12 +63,12 @@ pub(super) fn look(tree: &Tree, held: &Sockets, settings: &config::Dump, finding
         }
     }
     if network > 0 {
-        look_at_connections(tree, settings, findings);
+        look_at_connections(init, tree, settings, findings);
     }
     network
 }
 
-fn look_at_connections(tree: &Tree, settings: &config::Dump, findings: &mut Findings) {
+fn look_at_connections(init: i32, tree: &Tree, settings: &config::Dump, findings: &mut Findings) {
     let pids: Vec<i32> = tree.processes.iter().map(|process| process.pid).collect();
     let (established, waiting) = match connections::held_and_waiting(&pids) {
         Ok(found) => found,
@@ -70,23 +77,30 @@ fn look_at_connections(tree: &Tree, settings: &config::Dump, findings: &mut Find
             return;
         }
     };
-    if !established.is_empty() && settings.tcp == config::Tcp::Default {
+    let seen = Seen {
+        connections: established,
+        waiting,
+        own_network: !proc::shares_network(init),
+        ..Seen::default()
+    };
+    let choices = Choices::of(&seen, settings);
+    for chosen in &choices.own {
+        findings.add_chosen(chosen);
+    }
+    let (out, waiting) = (seen.leading_out(), &seen.waiting);
+    if !out.is_empty() && choices.tcp == config::Tcp::Default {
         findings.add(
             "tcp-established",
             Severity::NeedsSetting,
-            format!(
-                "{} established TCP connection(s): {}",
-                established.len(),
-                shown(&established)
-            ),
+            format!("{} established TCP connection(s): {}", out.len(), shown(&out)),
             "set dump.tcp to established (save them) or close (let them come back closed), or close them",
         );
     }
-    if !waiting.is_empty() && !settings.skip_in_flight {
+    if !waiting.is_empty() && !choices.skip_in_flight {
         findings.add(
             "tcp-in-flight",
             Severity::NeedsSetting,
-            format!("TCP connections wait to be accepted at {}", shown(&waiting)),
+            format!("TCP connections wait to be accepted at {}", shown(waiting)),
             "try again in a moment, or set dump.skip-in-flight to true",
         );
     }

@@ -18,6 +18,8 @@ use nix::sys::time::TimeVal;
 
 use super::descriptors::{Place, Sockets};
 use super::findings::Findings;
+use crate::criu::choices::{Choices, Seen};
+use crate::criu::{connections, proc};
 
 /// Of `linux/sock_diag.h`.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -69,6 +71,7 @@ pub(super) fn look(init: i32, held: &Sockets, settings: &config::Dump, findings:
     if held.is_empty() {
         return;
     }
+    let own_network = !proc::shares_network(init);
     let sockets = enter(init).and_then(|()| ask());
     let sockets = match sockets {
         Ok(sockets) => sockets,
@@ -82,13 +85,57 @@ pub(super) fn look(init: i32, held: &Sockets, settings: &config::Dump, findings:
         .filter(|socket| held.contains_key(&socket.inode))
         .flat_map(|socket| socket.waiting.iter().copied())
         .collect();
+    let is_held = |inode: u64| held.contains_key(&inode);
+    let choices = Choices::of(
+        &Seen {
+            datagrams: match own_network {
+                true => Vec::new(),
+                false => datagrams(&sockets, is_held),
+            },
+            ..Seen::default()
+        },
+        settings,
+    );
+    for chosen in &choices.own {
+        findings.add_chosen(chosen);
+    }
     for socket in &sockets {
         if let Some(place) = held.get(&socket.inode)
             && is_outside(socket, held, &waiting)
         {
-            report(socket, place, &sockets, settings, findings);
+            report(socket, place, &sockets, choices.external_unix_sockets, findings);
         }
     }
+}
+
+/// As [`super::datagrams_to_others`].
+pub(super) fn datagrams_to_others(pids: &[i32]) -> io::Result<Vec<String>> {
+    let held: HashSet<u64> = pids
+        .iter()
+        .flat_map(|pid| connections::sockets_of(*pid))
+        .collect();
+    match held.is_empty() {
+        true => Ok(Vec::new()),
+        false => Ok(datagrams(&ask()?, |inode| held.contains(&inode))),
+    }
+}
+
+/// The names of those that datagram sockets which are held are connected to, and which are not. CRIU can leave such a socket out if
+/// it sees the other end, which it does in the same network namespace only (tried with 4.2: else it says "without peer",
+/// whatever is set).
+fn datagrams(sockets: &[Socket], is_held: impl Fn(u64) -> bool) -> Vec<String> {
+    let peers = sockets
+        .iter()
+        .filter(|socket| is_datagram(socket) && is_held(socket.inode));
+    let peers = peers.filter_map(|socket| socket.peer.filter(|peer| *peer != 0 && !is_held(*peer)));
+    peers
+        .filter_map(|peer| sockets.iter().find(|other| other.inode == peer))
+        .map(|other| other.name.clone())
+        .collect()
+}
+
+fn is_datagram(socket: &Socket) -> bool {
+    i32::from(socket.kind) == nix::libc::SOCK_DGRAM
 }
 
 /// Whether the other end of a socket is not the container's.
@@ -99,18 +146,10 @@ fn is_outside(socket: &Socket, held: &Sockets, waiting: &HashSet<u64>) -> bool {
     }
 }
 
-fn report(
-    socket: &Socket,
-    place: &Place,
-    sockets: &[Socket],
-    settings: &config::Dump,
-    findings: &mut Findings,
-) {
+fn report(socket: &Socket, place: &Place, sockets: &[Socket], are_left_out: bool, findings: &mut Findings) {
     let other = sockets.iter().find(|other| Some(other.inode) == socket.peer);
-    // CRIU can leave out a datagram socket whose other end it sees, which it does in the same network namespace only
-    // (tried with 4.2: else it says "without peer", whatever is set).
-    let can_be_left_out = socket.kind == nix::libc::SOCK_DGRAM as u8 && other.is_some();
-    if can_be_left_out && settings.external_unix_sockets {
+    let can_be_left_out = is_datagram(socket) && other.is_some();
+    if can_be_left_out && are_left_out {
         return;
     }
     let name = other.map(|other| other.name.as_str()).unwrap_or_default();
@@ -139,7 +178,7 @@ fn report(
 
 /// Goes into the network namespace of a process, unless this is it.
 fn enter(pid: i32) -> io::Result<()> {
-    if super::tree::namespace(pid, "net") == super::tree::namespace(std::process::id().cast_signed(), "net") {
+    if proc::shares_network(pid) {
         return Ok(());
     }
     let namespace = File::open(format!("/proc/{pid}/ns/net"))?;

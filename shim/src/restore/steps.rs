@@ -142,6 +142,15 @@ impl Restoring {
             options: &options,
             network_lock: conf::resolve_lock(self.settings.network_lock, kept),
         };
+        tracing::info!(
+            id = self.id,
+            tcp = ?self.tcp(),
+            connections = self.summary.connections,
+            external_unix_sockets = self.manifest.external_unix_sockets,
+            shell_job = self.manifest.shell_job,
+            external = config::text_of_list(&self.settings.external),
+            "criu is told"
+        );
         self.environment = conf::write(&request, conf::is_annotated(&self.bundle))
             .map_err(RestoreCause::files("configure criu in", &self.bundle))?;
         self.environment.extend(tools::make(&self.bundle));

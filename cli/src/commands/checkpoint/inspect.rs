@@ -235,6 +235,12 @@ fn describe(text: &mut String, manifest: &Manifest) {
         "host",
         machine.map(|(name, value)| (name.to_owned(), value.clone())),
     );
+    let options = manifest.options.iter();
+    section(
+        text,
+        "options",
+        options.map(|one| (one.option.clone(), format!("{} ({})", one.value, one.why))),
+    );
     let ms = |us: u64| format!("{:.1} ms", us as f64 / 1000.0);
     if manifest.frozen_us > 0 {
         text.push_str(&line("", "frozen", &ms(manifest.frozen_us)));
@@ -274,7 +280,7 @@ fn line(space: &str, name: &str, value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use oci_bundles::manifest::{Digest, NotSaved, Part, Timing};
+    use oci_bundles::manifest::{Chosen, Digest, NotSaved, Part, Timing};
 
     use super::*;
 
@@ -298,6 +304,11 @@ mod tests {
                 us: 61_250,
             }],
             frozen_us: 62_000,
+            options: vec![Chosen {
+                option: "tcp".to_owned(),
+                value: "close".to_owned(),
+                why: "set".to_owned(),
+            }],
             ..Manifest::default()
         };
         let target = Target {
@@ -306,7 +317,7 @@ mod tests {
         };
         let told = told(&target, Form::Tar, Some(&manifest), None, None);
         let expected = "path: /nowhere/saved\nsize: 0 bytes\ncompression: tar\n\
-                        versions:\n  criu: 4.2\n  kernel: 6.18\nfrozen: 62.0 ms\ntimings:\n  save: 61.2 ms\n\
+                        versions:\n  criu: 4.2\n  kernel: 6.18\noptions:\n  tcp: close (set)\nfrozen: 62.0 ms\ntimings:\n  save: 61.2 ms\n\
                         not saved:\n  /da\\nta: volume of /srv\nfiles:\n  pages-1.img: 5 MiB\n";
         assert_eq!(text(&told), expected);
     }

@@ -3,15 +3,13 @@
 use crate::error::Error;
 
 /// A setting, as shims and preflight name it, and the flags that are the same for one dump.
-const FLAGS: [(&str, &str); 7] = [
+const FLAGS: [(&str, &str); 8] = [
     ("dump.tcp", "--tcp-established (saved), or --tcp-close (closed)"),
     ("dump.skip-in-flight", "--skip-in-flight"),
-    (
-        "dump.external-unix-sockets",
-        "--criu-opts '{\"ext_unix_sk\": true}'",
-    ),
-    ("dump.ghost-limit", "--criu-opts '{\"ghost_limit\": 1073741824}'"),
-    ("dump.link-remap", "--link-remap"),
+    ("dump.external-unix-sockets", "--external-unix-sockets"),
+    ("dump.ghost-limit", "--ghost-limit 1G"),
+    ("dump.shell-job", "--shell-job"),
+    ("dump.link-remap", "--leave-running=false"),
     ("dump.file-locks", "--file-locks"),
     ("dump.timeout", "--criu-opts '{\"timeout\": 600}'"),
 ];
@@ -57,6 +55,6 @@ mod tests {
             assert!(read.settings.contains_key(setting), "{flags}");
             options += 1;
         }
-        assert_eq!(options, 3);
+        assert_eq!(options, 1);
     }
 }

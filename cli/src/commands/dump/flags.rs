@@ -36,6 +36,15 @@ pub struct Flags {
     /// Save file locks
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub file_locks: Option<bool>,
+    /// The largest deleted but open file that is saved (bytes, or with K, M, G)
+    #[arg(long, value_name = "SIZE")]
+    pub ghost_limit: Option<String>,
+    /// Leave out datagram sockets that are connected to the host
+    #[arg(long, alias = "ext-unix-sk", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    pub external_unix_sockets: Option<bool>,
+    /// How packets are kept away meanwhile: auto, skip, iptables, nftables
+    #[arg(long, value_name = "HOW")]
+    pub network_lock: Option<String>,
     /// Something outside the container that its processes hold, as CRIU names it (repeatable)
     #[arg(long, value_name = "RESOURCE")]
     pub external: Vec<String>,
@@ -88,6 +97,12 @@ impl Flags {
         );
         set("dump.file-locks", self.file_locks.map(|on| on.to_string()));
         set("dump.link-remap", self.link_remap.map(|on| on.to_string()));
+        set(
+            "dump.external-unix-sockets",
+            self.external_unix_sockets.map(|on| on.to_string()),
+        );
+        set("dump.ghost-limit", self.ghost_limit.clone());
+        set("dump.network-lock", self.network_lock.clone());
         set(
             "dump.external",
             (!self.external.is_empty()).then(|| config::text_of_list(&self.external)),
@@ -150,6 +165,9 @@ mod tests {
             (&["--tcp-close"], &[("dump.tcp", "close")]),
             (&["--tcp-close=false"], &[("dump.tcp", "default")]),
             (&["--file-locks=false"], &[("dump.file-locks", "false")]),
+            (&["--ghost-limit", "1G"], &[("dump.ghost-limit", "1G")]),
+            (&["--network-lock", "skip"], &[("dump.network-lock", "skip")]),
+            (&["--ext-unix-sk"], &[("dump.external-unix-sockets", "true")]),
             (
                 &["--skip-in-flight", "--link-remap"],
                 &[("dump.link-remap", "true"), ("dump.skip-in-flight", "true")],
@@ -193,6 +211,7 @@ mod tests {
             &["--criu-opts", "nonsense"][..],
             &["--compression", "rar"],
             &["--file-locks=perhaps"],
+            &["--ghost-limit", "much"],
             &["--tcp-close", "--tcp-established"],
         ] {
             let error = wishes(args).expect_err("an error");

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::time::Instant;
 
-use config::Tcp;
+use config::{Choice, Tcp};
 use jobs::record::{Key, Origin};
 use jobs::registry::Job;
 use jobs::wire::{DumpAnswer, DumpRequest};
@@ -54,8 +54,8 @@ pub async fn ask(context: &Context, job: &Job, request: &DumpRequest) -> Result<
     let options = ForeignDump {
         exit: !request.leave_running,
         tcp: settings.dump.tcp == Tcp::Established,
-        external_unix_sockets: settings.dump.external_unix_sockets,
-        shell_job: request.shell_job,
+        external_unix_sockets: settings.dump.external_unix_sockets == Choice::Yes,
+        shell_job: request.shell_job || settings.dump.shell_job,
         file_locks: settings.dump.file_locks,
         ..ForeignDump::default()
     };

@@ -33,6 +33,9 @@ pub struct Flags {
     /// Restore though the container was made from another image than the checkpoint is of
     #[arg(long)]
     pub skip_image_check: bool,
+    /// What stands where the dump left something out, as CRIU names it (repeatable): mnt[data]:/data
+    #[arg(long, value_name = "RESOURCE")]
+    external: Vec<String>,
     /// CRIU's options as JSON, by CRIU's names; they win over the flags
     #[arg(long, value_name = "JSON")]
     criu_opts: Option<String>,
@@ -68,6 +71,10 @@ impl Flags {
         let mut settings: BTreeMap<String, String> = said
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
+        if !self.external.is_empty() {
+            let all = config::text_of_list(&self.external);
+            drop(settings.insert("restore.external".to_owned(), all));
+        }
         if let Some(text) = &self.criu_opts {
             settings.extend(of_criu(text)?);
         }
@@ -108,6 +115,7 @@ fn of_criu(text: &str) -> Result<BTreeMap<String, String>, Error> {
         .filter_map(|(name, value)| match name.as_str() {
             "dump.tcp" => Some(("restore.tcp".to_owned(), value)),
             "dump.timeout" => Some(("restore.timeout".to_owned(), value)),
+            "dump.external" => Some(("restore.external".to_owned(), value)),
             "dump.network-lock" => Some(("restore.network-lock".to_owned(), value)),
             _ => None,
         });
@@ -143,6 +151,13 @@ mod tests {
                     ..none.clone()
                 },
                 "restore.tcp=close",
+            ),
+            (
+                Flags {
+                    external: vec!["mnt[a]:/a".to_owned(), "mnt[b]:/b".to_owned()],
+                    ..none.clone()
+                },
+                "restore.external=mnt[a]:/a,mnt[b]:/b",
             ),
             (
                 Flags {

@@ -171,7 +171,7 @@ pub(super) const CAUSES: &[Cause] = &[
     cause(
         &["Can't create link remap", "link-remap option"],
         "a deleted file that is still open has another name",
-        "set the annotation cedana.dump.link-remap to true",
+        "close it, or have the container end with the dump: cedana.dump.link-remap allows it then",
     ),
     cause(
         &["file locks are hold"],
@@ -202,6 +202,11 @@ pub(super) const CAUSES: &[Cause] = &[
         &["slave peer index without"],
         "a terminal of an exec session is still open",
         "end exec sessions before the dump",
+    ),
+    passing(
+        &["action scripts failed"],
+        "a script around the dump failed",
+        "look for its own error",
     ),
     passing(
         &["Can't freeze"],

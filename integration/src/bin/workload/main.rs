@@ -11,16 +11,18 @@
 //! `bad: REASON`, and so is `connect`, which goes to the tree's socket over the loopback device; `drop` lets go of what `hold` holds.
 #![expect(clippy::print_stdout, reason = "stdout is how the program speaks to its test")]
 
+mod held;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use held::Held;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 use nix::libc;
 
@@ -30,8 +32,6 @@ const TICK: Duration = Duration::from_millis(1);
 const THREADS_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a byte over a connection within the container may take; one that is lost is sent again within a second.
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(10);
-/// More than CRIU's default limit for the content of a deleted file (1 MiB).
-const GHOST_BYTES: usize = 2 << 20;
 /// Where the POSIX-locked file lies, in the container's own root.
 const POSIX_LOCK: &str = "/posix.lock";
 /// Where the flock-ed file lies.
@@ -281,55 +281,6 @@ fn echo() -> Result<()> {
     Ok(())
 }
 
-/// One thing that CRIU refuses to save, as it is or without an option.
-#[expect(dead_code, reason = "what is in the variants is held, not read")]
-enum Held {
-    Connection(TcpStream, TcpStream),
-    Ring(Box<io_uring::IoUring>),
-    Ghost(File),
-    HostSocket(UnixStream),
-    Vsock(std::os::fd::OwnedFd),
-    HostFile(File),
-    Child(Child),
-}
-
-impl Held {
-    fn take(kind: &str) -> Result<Self> {
-        Ok(match kind {
-            "connection" => {
-                let listener = TcpListener::bind("127.0.0.1:0")?;
-                let client = TcpStream::connect(listener.local_addr()?)?;
-                Self::Connection(client, listener.accept()?.0)
-            }
-            "io-uring" => Self::Ring(Box::new(io_uring::IoUring::new(8)?)),
-            "ghost" => {
-                let mut file = deleted_file("/ghost")?;
-                // What counts is what lies on the disk, so the file must not be sparse.
-                file.write_all(&vec![1; GHOST_BYTES])?;
-                Self::Ghost(file)
-            }
-            "host-socket" => Self::HostSocket(UnixStream::connect("/host/socket")?),
-            "host-file" => Self::HostFile(File::open("/host/file")?),
-            "vsock" => {
-                use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-                Self::Vsock(socket(
-                    AddressFamily::Vsock,
-                    SockType::Stream,
-                    SockFlag::empty(),
-                    None,
-                )?)
-            }
-            "user-namespace" => Self::Child(
-                Command::new("/bin/unshare")
-                    .args(["-U", "/bin/sleep", "1000"])
-                    .spawn()
-                    .context("unshare")?,
-            ),
-            other => bail!("no such thing to hold: {other}"),
-        })
-    }
-}
-
 struct Hold(Option<Held>);
 
 impl Answer for Hold {
@@ -346,8 +297,8 @@ impl Answer for Hold {
     }
 
     fn drop_held(&mut self) {
-        if let Some(Held::Child(mut child)) = self.0.take() {
-            let _gone = child.kill().and_then(|()| child.wait());
+        if let Some(held) = self.0.take() {
+            held.let_go();
         }
     }
 }
