@@ -17,7 +17,7 @@ use crate::workload::{Workload, lay_rootfs};
 const SOCKET: &str = "/run/containerd/containerd.sock";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 /// The libraries of the machine, which the program needs in its container.
-const LIBRARIES: [(&str, &str); 2] = [
+pub(super) const LIBRARIES: [(&str, &str); 2] = [
     ("/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-gnu"),
     ("/usr/lib64", "/lib64"),
 ];

@@ -6,6 +6,7 @@
 //!
 //! Runs inside a testbed instance, alone: the containers of others would be measured with it.
 
+pub mod beside;
 pub mod ctr;
 pub mod dump;
 pub mod figure;
