@@ -9,7 +9,7 @@
 //! - an archive is foreign input: nothing in it is followed out of the directory that it is unpacked into, every
 //!   size is bounded before memory or disk is given to it, and devices, fifos and sockets are refused;
 //! - packing and unpacking are seen whole or not at all: what failed or was given up has left nothing;
-//! - an archive that `pack` returned was read back and decoded, and every file in it had the digest it had
+//! - an archive of files that `pack` returned was read back and decoded, and every file in it had the digest it had
 //!   when it went in;
 //! - what we write, the ordinary tools read: `tar --zstd -x`, `tar -xz`, `lz4 -d | tar -x`;
 //! - memory is bounded by the number of processors, never by the size of what is packed.
@@ -27,6 +27,8 @@ pub(crate) mod entry;
 mod extended;
 #[cfg(feature = "archive")]
 pub(crate) mod frames;
+#[cfg(feature = "archive")]
+mod held;
 pub(crate) mod limits;
 #[cfg(feature = "archive")]
 pub(crate) mod out;
@@ -57,6 +59,8 @@ use std::path::{Path, PathBuf};
 
 #[cfg(feature = "archive")]
 pub use form::{Form, detect};
+#[cfg(feature = "archive")]
+pub use held::{Held, pack_held};
 pub use limits::Limits;
 #[cfg(feature = "archive")]
 pub use pack::{Packed, Part, pack};

@@ -5,7 +5,7 @@
 //!           config.json <--spec-- inject_annotations (everything else stays byte for byte)
 //!  Create.rootfs -------mounts--> <bundle>/rootfs    (undone when one of them fails)
 //!  overlay's upper <----rootfs--> rootfs-diff.tar     (the same)
-//!  <checkpoint>/ <----archive---> <checkpoint>.tar.zst (feature `archive`; not in the shim)
+//!  <checkpoint>/ <----archive---> <checkpoint>.tar.zst (feature `archive`)
 //!  <checkpoint>/* <---layout----> where each part lies
 //!  config.dump, spec.dump <-podman-> what other tools read of a checkpoint, and write
 //!  <any of them> --checkpoint--> manifest, verdict    (the same)

@@ -11,6 +11,7 @@ use nix::fcntl::OFlag;
 use super::encode::Encoder;
 use super::entry::{Entry, Kind};
 use super::form::Form;
+use super::held::Held;
 use super::partial::Partial;
 use super::tree::{self, Found};
 use super::unpack::read_back;
@@ -19,6 +20,9 @@ use super::{ArchiveError, OnProgress, Progress, Step, tell};
 
 /// Bytes read of a file at once.
 const READ_BYTES: usize = 256 << 10;
+
+/// Of what is in memory: nobody else's business.
+const HELD_MODE: u32 = 0o600;
 
 /// What was packed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,26 +63,11 @@ pub fn pack(
     let partial = Partial::beside(dest)?;
     let found = tree::list(dir)?;
     let file = partial.create_file()?;
-    let write = |error| ArchiveError::storage("write", dest, error);
-    let encoder = Encoder::new(form, file).map_err(write)?;
-    let mut packing = Packing {
-        dest,
-        writer: Writer::new(encoder),
-        buffer: vec![0; READ_BYTES],
-        parts: Vec::new(),
-        progress: Progress {
-            step: Step::Pack,
-            done: 0,
-            total: found.iter().map(|found| found.entry.size).sum(),
-        },
-        on_progress: &mut *on_progress,
-    };
-    packing.all(found)?;
-    let parts = packing.parts;
-    let encoder = packing.writer.finish().map_err(write)?;
-    let file = encoder.finish().map_err(write)?;
-    file.sync_all().map_err(write)?;
-    let bytes = file.metadata().map_err(write)?.len();
+    let (file, parts) = write(found, &[], (dest, form, file), on_progress)?;
+    let bytes = file
+        .metadata()
+        .map_err(|error| ArchiveError::storage("write", dest, error))?
+        .len();
     drop(file);
     read_back(partial.path(), form, &parts, on_progress)?;
     partial.commit(true)?;
@@ -87,6 +76,40 @@ pub fn pack(
         bytes_raw: parts.iter().map(|part| part.size).sum(),
         parts,
     })
+}
+
+/// Writes what was found, and then what is held, as an archive into a file; it is on the disk when this returns.
+pub(super) fn write(
+    found: Vec<Found>,
+    held: &[Held<'_>],
+    (dest, form, file): (&Path, Form, File),
+    on_progress: &mut OnProgress<'_>,
+) -> Result<(File, Vec<Part>), ArchiveError> {
+    let failed = |error| ArchiveError::storage("write", dest, error);
+    let encoder = Encoder::new(form, file).map_err(failed)?;
+    let found_bytes: u64 = found.iter().map(|found| found.entry.size).sum();
+    let held_bytes: u64 = held.iter().map(Held::size).sum();
+    let mut packing = Packing {
+        dest,
+        writer: Writer::new(encoder),
+        buffer: vec![0; READ_BYTES],
+        parts: Vec::new(),
+        progress: Progress {
+            step: Step::Pack,
+            done: 0,
+            total: found_bytes + held_bytes,
+        },
+        on_progress,
+    };
+    packing.all(found)?;
+    for held in held {
+        packing.held(held)?;
+    }
+    let parts = packing.parts;
+    let encoder = packing.writer.finish().map_err(failed)?;
+    let file = encoder.finish().map_err(failed)?;
+    file.sync_all().map_err(failed)?;
+    Ok((file, parts))
 }
 
 /// An archive while it is written.
@@ -160,6 +183,20 @@ impl Packing<'_, '_> {
             size: entry.size,
             digest: *hasher.finalize().as_bytes(),
         });
+        Ok(())
+    }
+
+    /// A file that is in memory. Whoever has it there knows its digest.
+    fn held(&mut self, held: &Held<'_>) -> Result<(), ArchiveError> {
+        let mut entry = Entry::new(held.path.clone(), Kind::File, HELD_MODE);
+        entry.size = held.size();
+        self.writer.entry(&entry).map_err(|error| self.failed(error))?;
+        for run in &held.runs {
+            for data in run.chunks(READ_BYTES) {
+                self.writer.data(data).map_err(|error| self.failed(error))?;
+                self.tick(data.len() as u64)?;
+            }
+        }
         Ok(())
     }
 
