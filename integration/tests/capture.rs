@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use integration::by_ctr::{Talker, holds_images};
+use integration::cedana::Cedana;
 use integration::container::{Container, refused};
 use integration::host::Host;
 use integration::leftovers::command_line;
@@ -66,6 +67,14 @@ impl Bed {
         Ok(call_job(&self.socket()?, "Dump", &request))
     }
 
+    /// Into a file beside it, if that can be.
+    fn dump_as_file(&self, path: &Path, form: &str, leave_running: bool) -> Result<Answer<Value>> {
+        let archive = json!({ "path": packed(path), "form": form });
+        let request =
+            json!({ "id": self.id, "path": path, "leave_running": leave_running, "archive": archive });
+        Ok(call_job(&self.socket()?, "Dump", &request))
+    }
+
     /// The worker that takes the pages, once it does.
     fn worker(&self) -> Result<Pid> {
         let shim = self.container().shim_pid()?;
@@ -76,6 +85,16 @@ impl Bed {
         })?;
         Ok(Pid::from_raw(found.context("the worker")?))
     }
+}
+
+fn packed(path: &Path) -> PathBuf {
+    path.with_extension("tar.zst")
+}
+
+/// What is in a directory.
+fn names(dir: &Path) -> Result<Vec<String>> {
+    let entries = fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().display().to_string()));
+    entries.collect()
 }
 
 fn children(of: i32) -> Vec<i32> {
@@ -177,6 +196,48 @@ fn a_container_that_was_to_end_goes_on_if_its_dump_does_not_fit() -> Result<()> 
     talker.gone()?;
     ensure!(holds_images(&path), "no dump in {}", path.display());
     Ok(())
+}
+
+#[test]
+fn a_file_is_made_of_what_is_in_memory() -> Result<()> {
+    need!(OurShim, "talks to the shim itself");
+    need!(Criu, "dumps");
+    let bed = Bed::new("c")?;
+    let mut talker = bed.run()?;
+    let dir = bed.host.dir().join("files");
+    fs::create_dir(&dir)?;
+    for (name, leave_running) in [("first", true), ("second", false)] {
+        let path = dir.join(name);
+        let answer = bed.dump_as_file(&path, "zstd", leave_running)??;
+        assert_eq!(answer["archived"], true, "{answer}");
+        assert_eq!(answer["size"].as_u64(), Some(fs::metadata(packed(&path))?.len()));
+        assert_eq!(names(&dir)?, [format!("{name}.tar.zst")], "nothing else is left");
+        let file = packed(&path).display().to_string();
+        let said = Cedana::new().run(&["checkpoint", "verify", &file])?;
+        assert_eq!(said.code, 0, "{said:?}");
+        fs::remove_file(file)?;
+        if leave_running {
+            talker.check()?;
+        }
+    }
+    talker.gone()
+}
+
+#[test]
+fn a_container_that_was_to_end_goes_on_if_its_file_does_not_fit() -> Result<()> {
+    need!(OurShim, "talks to the shim itself");
+    need!(Criu, "dumps");
+    let bed = Bed::new("c")?;
+    let mut talker = bed.run()?;
+    let small = Small::mount(&bed.host.dir().join("small"), "64m")?;
+    // What its memory holds would compress to next to nothing.
+    let answer = bed.dump_as_file(&small.0.join("kept"), "tar", false)?;
+    let said = answer.as_ref().err().map(ToString::to_string).unwrap_or_default();
+    ensure!(said.contains("No space left on device"), "{answer:?}");
+    assert_eq!(bed.container().status()?, Status::Running);
+    talker.check()?;
+    assert_eq!(names(&small.0)?, [""; 0], "nothing is left");
+    talker.remove()
 }
 
 #[test]

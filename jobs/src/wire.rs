@@ -73,6 +73,9 @@ pub struct DumpRequest {
     pub id: String,
     /// Where the checkpoint goes: a directory that is made, in one that is there.
     pub path: PathBuf,
+    /// One file that is wanted instead, if the shim can make it without writing the memory twice. It tells whether it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<Archive>,
     /// What its engine calls the container, for the checkpoint to remember: the shim knows only its id.
     #[serde(default)]
     pub name: Option<String>,
@@ -89,9 +92,21 @@ pub struct DumpRequest {
     pub settings: BTreeMap<String, String>,
 }
 
+/// A checkpoint as one file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Archive {
+    /// Where it goes: a file that is made, in the directory that the directory would be in.
+    pub path: PathBuf,
+    /// Its form, by the word for it: `zstd`, …
+    pub form: String,
+}
+
 /// A complete dump.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DumpAnswer {
+    /// It is the archive that was asked for, and no directory is there.
+    #[serde(default)]
+    pub archived: bool,
     /// Bytes written.
     pub size: u64,
     /// Milliseconds by phase, in order.

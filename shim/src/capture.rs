@@ -8,6 +8,9 @@
 //!        <--drained-- |                                                                    from here on it may go on
 //!                     memory --write, digest, sync--> pages-N.img        a sparse file: pages of zeros cost nothing
 //!        <--written-- |
+//!
+//!   or, for an archive, if all pages fit into memory: digest --kept--> shim, which completes the manifest --pack--> compress, write, sync
+//!   --packed-->
 //! ```
 //!
 //! One thread reads fifos, two copy, four write and one digests, with queues between them: see the modules.
@@ -30,6 +33,7 @@ mod digest;
 mod fifos;
 mod files;
 mod intake;
+mod kept;
 mod memory;
 mod relay;
 mod writing;
@@ -44,6 +48,7 @@ use serde::{Deserialize, Serialize};
 use fifos::{Fifos, Heard};
 use files::Files;
 use intake::Intake;
+use kept::Kept;
 use relay::Relay;
 use writing::Writing;
 
@@ -62,14 +67,26 @@ pub struct Plan {
     pub files: u32,
     /// Memory to hold pages in, in bytes.
     pub memory: u64,
+    /// They are to be packed from there if all fit in, so that none is written before.
+    #[serde(default)]
+    pub keeps: bool,
 }
 
 /// What the shim says after its plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
     /// CRIU has come to its end: no more pages are to come.
     Finish,
+    /// All else of the checkpoint is there: it becomes an archive, with the pages that were kept.
+    Pack {
+        /// The checkpoint's directory.
+        root: PathBuf,
+        /// The archive, a new file.
+        into: PathBuf,
+        /// Its form, by the word for it.
+        form: String,
+    },
 }
 
 /// What the worker says.
@@ -87,6 +104,16 @@ pub enum Answer {
     Written {
         /// Each of them.
         files: Vec<Part>,
+    },
+    /// All pages are in memory, and nothing of them is on the disk: the worker waits to be told to pack them.
+    Kept {
+        /// Each file as it is to be.
+        files: Vec<Part>,
+    },
+    /// The archive is on the disk. The worker ends.
+    Packed {
+        /// Its bytes.
+        bytes: u64,
     },
     /// It failed, and ends.
     Failed {
@@ -163,20 +190,39 @@ fn capture(input: &(impl Read + std::os::fd::AsFd), output: &mut impl Write) -> 
         let mut fifos = Fifos::make(&plan.images, plan.files.min(FIFOS_MAX), input)?;
         say(output, &Answer::Ready)?;
         while let Heard::Pages(file) = fifos.wait()? {
-            if fifos.read(file, &mut intake)? {
+            if fifos.read(file, &mut intake)? && !plan.keeps {
                 writing.begin()?;
             }
         }
-        let Order::Finish = lines.next("an order")?;
+        let Order::Finish = lines.next("an order")? else {
+            return Err(unexpected());
+        };
         fifos.drain(&mut intake)?;
         let bytes = intake.finish()?;
         say(output, &Answer::Drained { bytes })?;
         let writing = Arc::into_inner(writing).ok_or_else(|| io::Error::other("a thread goes on"));
-        let digests = writing.map_err(threads())?.finish()?;
+        let writing = writing.map_err(threads())?;
+        if plan.keeps
+            && let Some(chunks) = writing.kept()
+        {
+            fifos.remove_all()?;
+            let kept = Kept::new(&chunks, fifos.used());
+            say(output, &Answer::Kept { files: kept.files() })?;
+            let Order::Pack { root, into, form } = lines.next("an order")? else {
+                return Err(unexpected());
+            };
+            let bytes = kept.pack(&plan.images, (&root, &into, &form))?;
+            return say(output, &Answer::Packed { bytes });
+        }
+        let digests = writing.finish()?;
         fifos.remove_unused()?;
         let files = files.finish(&fifos.used(), digests)?;
         say(output, &Answer::Written { files })
     })
+}
+
+fn unexpected() -> CaptureError {
+    CaptureError::new("understand", "an order")(io::Error::other("it does not come now"))
 }
 
 fn threads() -> impl FnOnce(io::Error) -> CaptureError {

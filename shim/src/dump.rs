@@ -23,6 +23,7 @@
 //! a dump with exit has it do, and the commit fails, its images stay where the error says. CRIU itself puts the
 //! cgroup back to frozen when it found it so; thawing is ours.
 
+mod archive;
 mod capture;
 mod commit;
 pub(crate) mod describe;
@@ -41,6 +42,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use jobs::record::{Checkpoint, Origin};
+use jobs::wire::Archive;
 use oci_bundles::layout::{Layout, Shape};
 use oci_bundles::manifest::Image;
 
@@ -72,6 +74,8 @@ pub struct CheckpointOptions {
     pub image_path: PathBuf,
     /// How its parts lie there: the Task API says where the images go, so for it they are flat.
     pub shape: Shape,
+    /// One file that is wanted instead of a nested directory, beside where that would be.
+    pub archive: Option<Archive>,
     /// That directory must not be there yet.
     pub new_directory: bool,
     /// What the client calls the container.
@@ -182,6 +186,8 @@ struct Dumping<'j> {
     drained: bool,
     /// Who saves the files that CRIU leaves out.
     files: Option<Errand>,
+    /// It has packed them, with all else of the checkpoint, into a file of so many bytes among what is staged.
+    packed: Option<u64>,
     /// Where CRIU asks before it ends the container.
     hold: Option<Hold>,
     /// CRIU was told that it may.

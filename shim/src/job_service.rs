@@ -110,11 +110,23 @@ impl Method {
     async fn dump(&self, request: DumpRequest) -> Result<DumpAnswer> {
         let container = self.container(&request.id)?;
         check_target(&request.path)?;
+        if let Some(archive) = &request.archive {
+            check_target(&archive.path)?;
+            if archive.path.parent() != request.path.parent() {
+                return Err(Error::InvalidArgument(format!(
+                    "{} is not in the directory of {}",
+                    archive.path.display(),
+                    request.path.display()
+                )));
+            }
+        }
+        let archive_path = request.archive.as_ref().map(|archive| archive.path.clone());
         let settings = with_flags(&container, &request.settings)?.dump;
         let options = Box::new(CheckpointOptions {
             said: true,
             image_path: request.path,
             shape: Shape::Nested,
+            archive: request.archive,
             new_directory: true,
             name: request.name,
             image: request.image.map(image),
@@ -130,6 +142,7 @@ impl Method {
             })
             .await?;
         Ok(DumpAnswer {
+            archived: archive_path.is_some_and(|path| path == dumped.checkpoint.path),
             size: dumped.checkpoint.size,
             timings: millis(&dumped.timings),
         })

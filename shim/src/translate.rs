@@ -130,6 +130,7 @@ pub fn checkpoint(request: api::CheckpointTaskRequest) -> Result<CheckpointOptio
         },
         work_path: said.work_path,
         parent_path,
+        archive: None,
         new_directory: false,
         shape: Shape::Flat,
         name: None,

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::libc::O_NONBLOCK;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -18,6 +19,10 @@ use super::relay::CAPACITY;
 
 /// Fifos that are enlarged before CRIU comes. The biggest process is often among the first; a later one is enlarged as it is met.
 const ENLARGED: usize = 8;
+
+/// How long a fifo may stay open once CRIU has ended, and how long one look takes.
+const LATE: Duration = Duration::from_secs(2);
+const MOMENT_MS: u8 = 10;
 
 /// Which descriptor was heard: those of the fifos are counted from zero.
 const SHIM: u64 = u64::MAX;
@@ -138,20 +143,14 @@ impl Fifos {
         Ok(true)
     }
 
-    /// Reads whatever is left, now that nobody writes any more.
+    /// Reads whatever is left, now that nobody writes any more, or soon does not: a child of the writer's may be on its way to its program.
     pub(super) fn drain(&mut self, intake: &mut Intake<'_>) -> Result<(), CaptureError> {
         self.heard.clear();
-        let mut events = [EpollEvent::empty(); EVENTS_MAX];
+        let until = Instant::now() + LATE;
         loop {
-            let heard = self.epoll.wait(&mut events, EpollTimeout::ZERO);
-            let heard = heard.map_err(|errno| CaptureError::new("wait for", "pages")(errno.into()))?;
-            let pages: Vec<usize> = events
-                .iter()
-                .take(heard)
-                .filter(|event| event.data() != SHIM)
-                .filter_map(|event| usize::try_from(event.data()).ok())
-                .collect();
-            if pages.is_empty() {
+            let pages = self.pages_now()?;
+            let is_any_open = self.fifos.iter().any(|fifo| fifo.state == State::Open);
+            if pages.is_empty() && (!is_any_open || Instant::now() >= until) {
                 break;
             }
             for index in pages {
@@ -170,6 +169,25 @@ impl Fifos {
         }
     }
 
+    /// The fifos that have something to say, or have it within a moment.
+    fn pages_now(&mut self) -> Result<Vec<usize>, CaptureError> {
+        let mut events = [EpollEvent::empty(); EVENTS_MAX];
+        let is_any_open = self.fifos.iter().any(|fifo| fifo.state == State::Open);
+        let wait = if is_any_open {
+            MOMENT_MS.into()
+        } else {
+            EpollTimeout::ZERO
+        };
+        let heard = match self.epoll.wait(&mut events, wait) {
+            Err(nix::errno::Errno::EINTR) => 0,
+            heard => heard.map_err(|errno| CaptureError::new("wait for", "pages")(errno.into()))?,
+        };
+        let heard = events.iter().take(heard).filter(|event| event.data() != SHIM);
+        Ok(heard
+            .filter_map(|event| usize::try_from(event.data()).ok())
+            .collect())
+    }
+
     /// Those that CRIU has used, by their index and name.
     pub(super) fn used(&self) -> Vec<(usize, String)> {
         let used = self
@@ -183,8 +201,16 @@ impl Fifos {
 
     /// Removes the others.
     pub(super) fn remove_unused(&self) -> Result<(), CaptureError> {
-        let mut unused = self.fifos.iter().filter(|fifo| fifo.state == State::Unused);
-        unused.try_for_each(|fifo| {
+        self.remove(|fifo| fifo.state == State::Unused)
+    }
+
+    /// Removes all: nothing takes their places.
+    pub(super) fn remove_all(&self) -> Result<(), CaptureError> {
+        self.remove(|_| true)
+    }
+
+    fn remove(&self, which: impl Fn(&&Fifo) -> bool) -> Result<(), CaptureError> {
+        self.fifos.iter().filter(which).try_for_each(|fifo| {
             fs::remove_file(&fifo.path).map_err(CaptureError::new("remove", fifo.path.display().to_string()))
         })
     }

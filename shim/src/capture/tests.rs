@@ -2,7 +2,10 @@
 
 use std::fs::{self, File};
 use std::io::{self, PipeReader};
+use std::path::Path;
 use std::thread;
+
+use oci_bundles::archive::{Limits, unpack};
 
 use super::*;
 
@@ -23,7 +26,17 @@ fn heard(answers: &mut BufReader<PipeReader>) -> Answer {
 }
 
 /// Lets a worker with so much memory take these files, a stretch of each in turn, and returns what it says of them.
-fn take(images: &std::path::Path, memory: u64, files: &[Vec<u8>]) -> Answer {
+fn take(images: &Path, memory: u64, files: &[Vec<u8>]) -> Answer {
+    take_and(images, (memory, false), files, |answer, _, _| answer)
+}
+
+/// The same, and goes on with what it says first once all is in memory.
+fn take_and(
+    images: &Path,
+    (memory, keeps): (u64, bool),
+    files: &[Vec<u8>],
+    go_on: impl FnOnce(Answer, &mut io::PipeWriter, &mut BufReader<PipeReader>) -> Answer,
+) -> Answer {
     let (input, mut orders) = io::pipe().expect("a pipe");
     let (answers, output) = io::pipe().expect("a pipe");
     let mut answers = BufReader::new(answers);
@@ -33,6 +46,7 @@ fn take(images: &std::path::Path, memory: u64, files: &[Vec<u8>]) -> Answer {
             images: images.to_owned(),
             files: 5,
             memory,
+            keeps,
         };
         writeln!(orders, "{}", serde_json::to_string(&plan).expect("a plan")).expect("told");
         assert_eq!(heard(&mut answers), Answer::Ready);
@@ -51,7 +65,8 @@ fn take(images: &std::path::Path, memory: u64, files: &[Vec<u8>]) -> Answer {
         writeln!(orders, "\"finish\"").expect("told");
         let bytes = files.iter().map(|file| file.len() as u64).sum();
         assert_eq!(heard(&mut answers), Answer::Drained { bytes });
-        heard(&mut answers)
+        let answer = heard(&mut answers);
+        go_on(answer, &mut orders, &mut answers)
     })
 }
 
@@ -89,4 +104,52 @@ fn a_file_that_cannot_be_written_is_said() {
             fs::remove_file(dir.path().join(format!("pages-{number}.img"))).expect("removed");
         }
     }
+}
+
+#[test]
+fn what_fits_into_memory_is_packed_from_there() {
+    let files = [pages(1, 2500), pages(2, 3), pages(3, 1500)];
+    let home = tempfile::tempdir().expect("a temporary directory");
+    let (root, into) = (home.path().join("dump"), home.path().join("packed"));
+    let images = root.join("checkpoint");
+    fs::create_dir_all(&images).expect("made");
+    let said = take_and(&images, (64 << 20, true), &files, |answer, orders, answers| {
+        let Answer::Kept { files: parts } = answer else {
+            panic!("{answer:?}");
+        };
+        assert_eq!(
+            fs::read_dir(&images).expect("listed").count(),
+            0,
+            "nothing is written"
+        );
+        for (part, bytes) in parts.iter().zip(&files) {
+            assert_eq!(part.digest, blake3::hash(bytes).to_hex().to_string());
+        }
+        fs::write(root.join("cedana.json"), "{}").expect("written");
+        let order = Order::Pack {
+            root: root.clone(),
+            into: into.clone(),
+            form: "zstd".to_owned(),
+        };
+        writeln!(orders, "{}", serde_json::to_string(&order).expect("an order")).expect("told");
+        heard(answers)
+    });
+    let bytes = fs::metadata(&into).expect("packed").len();
+    assert_eq!(said, Answer::Packed { bytes });
+    let dest = home.path().join("again");
+    let quiet = &mut |_| std::ops::ControlFlow::Continue(());
+    let _unpacked = unpack(&into, &dest, &Limits::default(), quiet).expect("unpacked");
+    for (number, bytes) in (1..).zip(&files) {
+        let path = dest.join(format!("checkpoint/pages-{number}.img"));
+        assert!(fs::read(path).expect("read") == *bytes);
+    }
+}
+
+#[test]
+fn what_does_not_fit_into_memory_is_written_even_if_it_was_to_be_packed() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let files = [pages(1, 2500)];
+    let said = take_and(dir.path(), (1 << 20, true), &files, |answer, _, _| answer);
+    assert!(matches!(said, Answer::Written { .. }), "{said:?}");
+    assert!(fs::read(dir.path().join("pages-1.img")).expect("read") == files[0]);
 }

@@ -126,6 +126,16 @@ impl<'m> Writing<'m> {
         Ok(())
     }
 
+    /// All chunks that were filled, if none has been written; the threads end then.
+    pub(super) fn kept(&self) -> Option<Vec<Chunk<'m>>> {
+        let mut state = locked(&self.state);
+        let held = state.held.take();
+        if held.is_some() {
+            state.full = channel().0;
+        }
+        held
+    }
+
     /// Waits until all are written.
     pub(super) fn finish(self) -> Result<Digests, CaptureError> {
         {

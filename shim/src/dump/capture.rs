@@ -32,6 +32,15 @@ const LINE_BYTES_MAX: u64 = 256 * 1024;
 /// More memory than this is left to others, whatever is free: half.
 const FREE_SHARE: u64 = 2;
 
+/// What has become of the pages.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// Each is in a file of these.
+    Written(Vec<Part>),
+    /// All of them are still in the worker's memory, and are to be these.
+    Kept(Vec<Part>),
+}
+
 /// A worker at work. Dropped, it is killed, and CRIU with it loses its readers.
 #[derive(Debug)]
 pub(super) struct Capture {
@@ -97,12 +106,24 @@ impl Capture {
         }
     }
 
-    /// Waits until all pages are on the disk.
-    pub(super) async fn written(&mut self, limit: Duration) -> Result<Vec<Part>, DumpCause> {
+    /// Waits until all pages are on the disk, or digested and kept.
+    pub(super) async fn taken(&mut self, limit: Duration) -> Result<Taken, DumpCause> {
         match self.hear(limit).await? {
-            Answer::Written { files } => Ok(files),
+            Answer::Written { files } => Ok(Taken::Written(files)),
+            Answer::Kept { files } => Ok(Taken::Kept(files)),
             other => Err(DumpCause::Capture(format!(
                 "write the pages: the worker says {other:?}"
+            ))),
+        }
+    }
+
+    /// Has an archive made of a checkpoint and the pages that are kept; when this returns it is on the disk. Tells its bytes.
+    pub(super) async fn pack(&mut self, order: &Order, limit: Duration) -> Result<u64, DumpCause> {
+        self.tell(order)?;
+        match self.hear(limit).await? {
+            Answer::Packed { bytes } => Ok(bytes),
+            other => Err(DumpCause::Capture(format!(
+                "pack the checkpoint: the worker says {other:?}"
             ))),
         }
     }
@@ -158,6 +179,7 @@ pub(super) fn plan(images: &Path, processes: usize, resident: u64, limit: u64) -
         images: images.to_owned(),
         files,
         memory: wanted.min(free).min(limit),
+        keeps: false,
     }
 }
 

@@ -8,7 +8,7 @@ use config::Tcp;
 use oci_bundles::layout::Shape;
 use tokio::time::timeout;
 
-use super::capture::{self, Capture, WORTH_IT};
+use super::capture::{self, Capture, Taken, WORTH_IT};
 use super::hold::Hold;
 use super::{DumpCause, Dumping, describe};
 use crate::criu::logs::Keeper;
@@ -38,12 +38,13 @@ impl Dumping<'_> {
         if !self.staged() || resident < WORTH_IT {
             return Ok(());
         }
-        let plan = capture::plan(
+        let mut plan = capture::plan(
             &self.staging.images(),
             pids.len(),
             resident,
             self.job.settings.buffer,
         );
+        plan.keeps = self.job.options.archive.is_some();
         let capture = Capture::start(&self.job.runc.reaper, &plan).await?;
         self.job.progress.goes_through(capture.pid());
         self.capture = Some(capture);
@@ -155,12 +156,24 @@ impl Dumping<'_> {
 
     /// Everything that CRIU wrote goes to the disk.
     pub(super) async fn write_out(&mut self) -> Result<(), DumpCause> {
+        if self.packed.is_some() {
+            return Ok(());
+        }
+        let mut kept = None;
         if let Some(mut capture) = self.capture.take() {
-            let written = capture.written(self.deadline).await?;
-            self.parts.take_in(written, self.staging.shape());
+            match capture.taken(self.deadline).await? {
+                Taken::Written(files) => self.parts.take_in(files, self.staging.shape()),
+                Taken::Kept(files) => {
+                    self.parts.take_in(files, self.staging.shape());
+                    kept = Some(capture);
+                }
+            }
         }
         if self.staging.shape() == Shape::Nested {
             self.keep_logs();
+        }
+        if let Some(mut capture) = kept {
+            return self.pack(&mut capture).await;
         }
         match self.complete().await {
             // What came last are statistics: the images, and a manifest that lists them all, are on the disk since before CRIU ended
@@ -184,7 +197,7 @@ impl Dumping<'_> {
     }
 
     /// Completes the manifest; false if it was complete, as it is when CRIU asked before it ended the container.
-    async fn list_parts(&mut self) -> Result<bool, DumpCause> {
+    pub(super) async fn list_parts(&mut self) -> Result<bool, DumpCause> {
         let parts = std::mem::take(&mut self.parts);
         let (staging, all) = (self.staging.clone(), self.staged());
         let listing = tokio::task::spawn_blocking(move || parts.complete(&staging, all));

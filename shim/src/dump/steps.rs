@@ -72,6 +72,7 @@ impl<'j> Dumping<'j> {
             capture: None,
             drained: false,
             files: None,
+            packed: None,
             hold: None,
             agreed: false,
             deadline: job.settings.timeout,
@@ -83,12 +84,20 @@ impl<'j> Dumping<'j> {
 
     /// What has been made, for the registry.
     pub(super) fn checkpoint(&self) -> Checkpoint {
-        let (path, origin) = (&self.job.options.image_path, &self.job.origin);
+        let origin = &self.job.origin;
+        let directory = &self.job.options.image_path;
+        let (path, size) = match (&self.job.options.archive, self.packed) {
+            (Some(archive), Some(bytes)) => (&archive.path, bytes),
+            _ => (
+                directory,
+                commit::size(&Layout::new(directory, self.staging.shape())),
+            ),
+        };
         Checkpoint {
             id: origin.checkpoint.clone(),
             path: path.clone(),
             at: origin.at,
-            size: commit::size(&Layout::new(path, self.staging.shape())),
+            size,
             left_running: !self.exits(),
         }
     }
@@ -387,6 +396,9 @@ impl<'j> Dumping<'j> {
         if !self.staged() {
             return self.write_manifest();
         }
+        if self.packed.is_some() {
+            return self.commit_archive().await;
+        }
         let (staging, images) = (self.staging.clone(), self.job.options.image_path.clone());
         beside(self.staging.root(), move || commit::into_place(&staging, &images)).await
     }
@@ -499,7 +511,7 @@ fn renew(dir: &Path) -> Result<(), DumpCause> {
     fs::create_dir(dir).map_err(DumpCause::files("make", dir))
 }
 
-fn remove_tree(dir: &Path) -> Result<(), DumpCause> {
+pub(super) fn remove_tree(dir: &Path) -> Result<(), DumpCause> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(DumpCause::files("remove", dir)(error)),
         _ => Ok(()),

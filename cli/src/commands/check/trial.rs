@@ -161,6 +161,7 @@ impl Trial<'_> {
         let request = DumpRequest {
             id: self.id.clone(),
             path: path.to_owned(),
+            archive: None,
             name: None,
             image: None,
             leave_running: false,

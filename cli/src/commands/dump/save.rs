@@ -8,7 +8,7 @@ use std::time::Duration;
 use jobs::liveness;
 use jobs::record::{Checkpoint, Record};
 use jobs::registry::Job;
-use jobs::wire::{self, DumpAnswer, DumpRequest, Empty, Target};
+use jobs::wire::{self, Archive, DumpAnswer, DumpRequest, Empty, Target};
 use oci_bundles::archive::Form;
 use serde::Serialize;
 
@@ -63,6 +63,7 @@ pub async fn save(context: &Context, jobs: &mut Jobs, job: &Job, flags: &Flags) 
     let request = DumpRequest {
         id: job.key.id.clone(),
         path: place.directory.clone(),
+        archive: archive(&place),
         name: job.name.rsplit('/').next().map(str::to_owned),
         image: image::of(job).await,
         leave_running: wishes.leave_running,
@@ -80,9 +81,15 @@ pub async fn save(context: &Context, jobs: &mut Jobs, job: &Job, flags: &Flags) 
     if !request.leave_running {
         ended(job).await;
     }
-    let mut checkpoint = checkpoint(&place.directory, answer.size, request.leave_running);
+    let made = if answer.archived {
+        &place.path
+    } else {
+        &place.directory
+    };
+    let mut checkpoint = checkpoint(made, answer.size, request.leave_running);
     let packed = match place.form {
         Form::Directory => Ok(answer.size),
+        _ if answer.archived => Ok(answer.size),
         _ => pack::pack(&place, Arc::clone(&progress)).await,
     };
     drop(progress);
@@ -96,6 +103,14 @@ pub async fn save(context: &Context, jobs: &mut Jobs, job: &Job, flags: &Flags) 
     }
     let size = packed?;
     tell(context, job, &place, size, &request, answer)
+}
+
+/// What the shim is asked to make at once, if it can.
+fn archive(place: &Place) -> Option<Archive> {
+    (place.form != Form::Directory).then(|| Archive {
+        path: place.path.clone(),
+        form: place.form.word().to_owned(),
+    })
 }
 
 /// Asks the shim, shows how far it is, and passes a Ctrl+C on. Then too it is the shim's answer that counts: past its commit

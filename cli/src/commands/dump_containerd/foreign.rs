@@ -78,6 +78,7 @@ pub async fn ask(context: &Context, job: &Job, request: &DumpRequest) -> Result<
     let logs = &settings.dump.log_dir;
     let size = dump(&engine, job, &request.path, (options, manifest), logs).await?;
     Ok(DumpAnswer {
+        archived: false,
         size,
         timings: vec![("dump".to_owned(), begun.elapsed().as_secs_f64() * 1000.0)],
     })
