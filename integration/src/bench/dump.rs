@@ -1,5 +1,5 @@
 //! The figures of a dump of a gigabyte that runs on: `freeze_1g`, `freeze_floor`, `dump_1g`, `capture_memory`, and what
-//! zeros take on the disk, `dump_half_zero`.
+//! zeros take on the disk, `dump_half_zero`, and text as one file, `dump_1g_text`.
 //!
 //! Both sides are asked by the Task API, into a directory on the same disk: `ctr` would pause the container around either's whole
 //! dump. Ours answers when the checkpoint is on the disk; theirs is timed until it has been synced.
@@ -7,12 +7,17 @@
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
-use super::figure::{CAPTURE_MEMORY, DUMP_1G, DUMP_HALF_ZERO, FREEZE_1G, FREEZE_FLOOR, Figure, Side};
+use super::ctr::{NAMESPACE, timed};
+use super::figure::{
+    CAPTURE_MEMORY, DUMP_1G, DUMP_1G_TEXT, DUMP_1G_TEXT_SIZE, DUMP_HALF_ZERO, FREEZE_1G, FREEZE_FLOOR,
+    Figure, Side,
+};
 use super::floor;
 use super::hog::Hog;
 use super::measure::Measure;
@@ -156,6 +161,60 @@ impl Measure for HalfZero {
 
     fn runs(&self, _asked: u32) -> u32 {
         COUNTED_RUNS
+    }
+}
+
+/// The figures `dump_1g_text` and `dump_1g_text_size`.
+#[derive(Debug)]
+pub struct Text(Hogs);
+
+impl Text {
+    /// Starts a hog a side, full of what compresses as logs do.
+    ///
+    /// # Errors
+    /// They cannot be run.
+    pub fn prepare() -> Result<Self> {
+        Hogs::start("dump-text", "text").map(Self)
+    }
+
+    /// By the command line, as nobody else asks for a file.
+    fn ours(&mut self) -> Result<(f64, u64)> {
+        let dir = fs::canonicalize(self.0.dir.path())?;
+        let job = format!("{NAMESPACE}/{}", self.0.of(Side::Ours).id);
+        let timed = timed(
+            Command::new("cedana")
+                .args(["dump", "job", &job, "--leave-running", "--compression", "zstd"])
+                .args(["--name", "text", "--dir"])
+                .arg(&dir),
+        )?;
+        let file = dir.join("text.tar.zst");
+        let blocks = fs::metadata(&file)?.blocks();
+        fs::remove_file(&file)?;
+        Ok((timed.ms, blocks))
+    }
+
+    fn theirs(&mut self) -> Result<(f64, u64)> {
+        let images = self.0.images()?;
+        let (_gap, took) = self.0.dump(Side::Theirs, &images)?;
+        let blocks = blocks(&images)?;
+        remove(&images)?;
+        Ok((took, blocks))
+    }
+}
+
+impl Measure for Text {
+    fn sample(&mut self, side: Side) -> Result<Vec<(Figure, f64)>> {
+        let (took, blocks) = match side {
+            Side::Ours => self.ours()?,
+            Side::Theirs => self.theirs()?,
+        };
+        #[expect(clippy::cast_precision_loss, reason = "a few million blocks of 512 bytes")]
+        let mib = blocks as f64 / 2048.0;
+        Ok(vec![(DUMP_1G_TEXT, took), (DUMP_1G_TEXT_SIZE, mib)])
+    }
+
+    fn runs(&self, asked: u32) -> u32 {
+        asked.min(LARGE_RUNS_MAX)
     }
 }
 

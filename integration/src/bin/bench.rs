@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
-use integration::bench::dump::{HalfZero, Large};
+use integration::bench::dump::{HalfZero, Large, Text};
 use integration::bench::figure::{FIGURES, Figure};
 use integration::bench::fill::Fill;
 use integration::bench::jobs::{Ps, RunRegistry};
@@ -117,6 +117,8 @@ fn measure(args: &Args) -> Result<BTreeMap<&'static str, Line>> {
         freeze,
         floor,
         dump_1g,
+        text,
+        text_size,
         half_zero,
         shm,
         memory,
@@ -127,7 +129,7 @@ fn measure(args: &Args) -> Result<BTreeMap<&'static str, Line>> {
         registry,
         ps,
     ] = FIGURES;
-    let measures: [(&[Figure], Prepare); 13] = [
+    let measures: [(&[Figure], Prepare); 14] = [
         (&[run], || Ok(Box::new(Run))),
         (&[exec], || Ok(Box::new(Exec::prepare()?))),
         (&[rss, dirty, threads], || Ok(Box::new(ShimAtRest))),
@@ -135,6 +137,7 @@ fn measure(args: &Args) -> Result<BTreeMap<&'static str, Line>> {
         (&[freeze, floor, dump_1g, memory], || {
             Ok(Box::new(Large::prepare()?))
         }),
+        (&[text, text_size], || Ok(Box::new(Text::prepare()?))),
         (&[half_zero], || Ok(Box::new(HalfZero::prepare()?))),
         (&[shm], || Ok(Box::new(Shm::prepare()?))),
         (&[restore], || Ok(Box::new(Restore::prepare(Size::Small)?))),
