@@ -242,3 +242,26 @@ fn container_ends_with_its_shim_while_its_memory_comes() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn container_whose_pages_are_cut_under_it_is_killed() -> Result<()> {
+    need!(OurShim, "containerd's own shim restores all memory first");
+    need!(Criu, "dumps");
+    let host = Host::with_image()?;
+    let events = host.events()?;
+    let mut talker = restored(&host, "c", &[SLOWLY])?;
+    let server = server(&host, "c")?.context("a server of pages")?;
+    let mut cut = false;
+    for entry in fs::read_dir(format!("/proc/{server}/fd"))? {
+        let path = entry?.path();
+        let is_pages = fs::read_link(&path).is_ok_and(|target| target.to_string_lossy().contains("/pages-"));
+        if is_pages {
+            fs::File::options().write(true).open(&path)?.set_len(0)?;
+            cut = true;
+        }
+    }
+    ensure!(cut, "the server has no pages open");
+    let ended = events.find("c", |event| event.kind == "exit" && event.status == Some(137))?;
+    drop(ended);
+    talker.gone()
+}
