@@ -18,6 +18,8 @@ pub enum Need {
     Docker,
     /// The nerdctl client.
     Nerdctl,
+    /// Podman.
+    Podman,
     /// The crictl client, and containerd's CRI service.
     Crictl,
     /// The crun runtime.
@@ -48,6 +50,7 @@ const PROMISES: &[(&str, &[Need])] = &[
         "forky",
         &[
             Need::Docker,
+            Need::Podman,
             Need::Crun,
             Need::CgroupV1,
             Need::Criu,
@@ -130,6 +133,7 @@ pub fn is_there(need: Need) -> bool {
         Need::OurShim => runtime() == OUR_RUNTIME,
         Need::Docker => runs("dockerd", "--version") && runs("docker", "--version"),
         Need::Nerdctl => runs("nerdctl", "--version"),
+        Need::Podman => runs("podman", "--version"),
         Need::Crictl => runs("crictl", "--version"),
         Need::Crun => runs("crun", "--version"),
         Need::NotHybrid => {
