@@ -65,6 +65,8 @@ pub use limits::Limits;
 #[cfg(feature = "archive")]
 pub use pack::{Packed, Part, pack};
 #[cfg(feature = "archive")]
+pub use partial::sweep;
+#[cfg(feature = "archive")]
 pub use unpack::{Unpacked, read_file, read_files, unpack, verify};
 
 /// How far packing or unpacking has come.

@@ -7,6 +7,7 @@
 //!  overlay's upper <----rootfs--> rootfs-diff.tar     (the same)
 //!  <checkpoint>/ <----archive---> <checkpoint>.tar.zst (feature `archive`)
 //!  <checkpoint>/* <---layout----> where each part lies
+//!  .cedana-partial/ ---staged----> <checkpoint>/       (what a dump that was killed has left)
 //!  config.dump, spec.dump <-podman-> what other tools read of a checkpoint, and write
 //!  <any of them> --checkpoint--> manifest, verdict    (the same)
 //! ```
@@ -25,6 +26,7 @@ pub mod mounts;
 pub mod layout;
 pub mod manifest;
 pub mod podman;
+pub mod staged;
 
 #[cfg(feature = "files")]
 pub mod archive;

@@ -6,6 +6,7 @@
 
 pub(crate) mod leftover;
 mod straggler;
+mod unfinished;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -140,6 +141,8 @@ fn clean_up(args: &Args, bundle: &Path, options: &Options, state: &Path) -> Vec<
     {
         complaints.push(format!("remove {}: {error}", state.display()));
     }
+    // Nobody is left who could write to it.
+    complaints.extend(unfinished::settle(bundle));
     complaints
 }
 

@@ -20,16 +20,20 @@
 //! - the checkpoint is complete when it is renamed into place: that is the commit.
 //!
 //! Invariants: when a dump fails, the application goes on as it was, paused if it was paused; only when CRIU has ended it, as
-//! a dump with exit has it do, and the commit fails, its images stay where the error says. CRIU itself puts the
+//! a dump with exit has it do, and the commit fails, its images stay where the error says. While it stands, no wait is without an
+//! end: not for a program, nor for a disk. Of a shim that is killed, `delete` completes or clears away the dump ([`mark`]). CRIU itself puts the
 //! cgroup back to frozen when it found it so; thawing is ours.
 
 mod archive;
 mod capture;
+mod clear;
 mod commit;
 pub(crate) mod describe;
+mod ending;
 mod error;
 mod files;
 pub(crate) mod hold;
+pub(crate) mod mark;
 mod names;
 mod parts;
 mod portable;
@@ -260,7 +264,7 @@ fn before_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 12] {
         },
         Phase {
             name: "write out",
-            act: |dump| Box::pin(dump.write_out()),
+            act: |dump| Box::pin(dump.write_out_in_time()),
             undo: None,
         },
         Phase {

@@ -7,6 +7,7 @@
 //! ```
 
 pub mod inspect;
+pub mod left;
 pub mod list;
 pub mod long;
 pub mod prune;

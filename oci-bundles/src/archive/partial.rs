@@ -12,6 +12,9 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::ArchiveError;
 
+/// Between the name of the destination and the process that makes it.
+const MIDDLE: &[u8] = b".partial-";
+
 /// Entries of the destination's directory that are looked at for leftovers. A directory of more keeps them.
 const SIBLINGS_MAX: usize = 100_000;
 
@@ -117,7 +120,7 @@ fn parent(dest: &Path) -> PathBuf {
 fn prefix(name: &OsStr) -> OsString {
     let mut prefix = OsString::from(".");
     prefix.push(name);
-    prefix.push(".partial-");
+    prefix.push(OsStr::from_bytes(MIDDLE));
     prefix
 }
 
@@ -137,11 +140,38 @@ fn remove_leftovers(dir: &Path, prefix: &OsStr) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries.take(SIBLINGS_MAX).flatten() {
         let name = entry.file_name();
-        let Some(pid) = maker(&name, prefix) else { continue };
-        if !Path::new("/proc").join(pid.to_string()).exists() {
-            remove(&entry.path());
+        if let Some(pid) = maker(&name, prefix) {
+            remove_if_left(&entry.path(), pid);
         }
     }
+}
+
+/// Removes what processes that are gone have left in a directory, of whatever destination. Best effort, as above.
+pub fn sweep(dir: &Path) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.take(SIBLINGS_MAX).flatten() {
+        let name = entry.file_name();
+        if let Some(dest) = destination(&name)
+            && let Some(pid) = maker(&name, &prefix(dest))
+        {
+            remove_if_left(&entry.path(), pid);
+        }
+    }
+}
+
+fn remove_if_left(path: &Path, maker: u32) {
+    if !Path::new("/proc").join(maker.to_string()).exists() {
+        remove(path);
+    }
+}
+
+/// The name of what something partial is to become.
+fn destination(name: &OsStr) -> Option<&OsStr> {
+    let rest = name.as_bytes().strip_prefix(b".")?;
+    let at = rest.windows(MIDDLE.len()).rposition(|part| part == MIDDLE)?;
+    rest.get(..at)
+        .filter(|name| !name.is_empty())
+        .map(OsStr::from_bytes)
 }
 
 /// The pid in the name of something partial.
@@ -174,6 +204,28 @@ mod tests {
         assert!(partial.path().exists());
         drop(partial);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), others.len());
+    }
+
+    #[test]
+    fn a_sweep_takes_what_the_dead_have_left_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let left = [".a.partial-4294967295-0", ".b.partial-x.partial-4294967295-7"];
+        let stays = [
+            ".a.partial-1-0",
+            ".partial-4294967295-0",
+            "a.partial-4294967295-0",
+            ".a.partial-x",
+            "a",
+        ];
+        for name in left.iter().chain(&stays) {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        sweep(dir.path());
+        for (names, expected) in [(&left[..], false), (&stays[..], true)] {
+            for name in names {
+                assert_eq!(dir.path().join(name).exists(), expected, "{name}");
+            }
+        }
     }
 
     #[test]

@@ -14,6 +14,9 @@ const STOP_WAIT: &str = "do_signal_stop";
 /// Looking at a thread costs 10 µs; a process with more threads than this is not one that starts programs all the time.
 const THREADS_MAX: usize = 1024;
 
+/// SIGKILL in a mask of `/proc/PID/status`.
+const KILL_BIT: u64 = 1 << (nix::libc::SIGKILL - 1);
+
 /// The memory that is present, in bytes, all processes together. Shared pages count for each.
 pub fn resident_bytes(pids: &[i32]) -> u64 {
     let pages = |pid: &i32| {
@@ -51,6 +54,24 @@ pub fn is_stopped(pid: i32) -> bool {
 /// Whether it is neither gone nor a zombie.
 pub fn is_running(pid: i32) -> bool {
     state(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// Whether it is alive and nobody has killed it. What is frozen under cgroup v1 keeps its death waiting.
+pub fn is_unharmed(pid: i32) -> bool {
+    // A task on its way out has given its memory back, and with it its program.
+    let has_program = fs::read_link(format!("/proc/{pid}/exe")).is_ok();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    has_program && is_running(pid) && !is_killed(&status)
+}
+
+fn is_killed(status: &str) -> bool {
+    let lines = status.lines().filter_map(|line| {
+        line.strip_prefix("SigPnd:")
+            .or_else(|| line.strip_prefix("ShdPnd:"))
+    });
+    lines
+        .filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .any(|mask| mask & KILL_BIT != 0)
 }
 
 /// Whether a thread of it waits for a child of its own vfork (or posix_spawn) to execute. A kernel that hides what tasks
@@ -119,6 +140,20 @@ mod tests {
         assert_eq!(parse_inner_pid("Pid:\t812\nNSpid:\t812\t7\n"), Some(7));
         assert_eq!(parse_inner_pid("Pid:\t812\nNSpid:\t812\n"), Some(812));
         assert_eq!(parse_inner_pid("Pid:\t812\n"), None);
+    }
+
+    #[test]
+    fn a_death_that_waits_is_seen() {
+        for (status, expected) in [
+            ("SigPnd:\t0000000000000000\nShdPnd:\t0000000000000100\n", true),
+            ("SigPnd:\t0000000000000100\nShdPnd:\t0000000000000000\n", true),
+            ("SigPnd:\t0000000000000000\nShdPnd:\t0000000000040000\n", false),
+            ("Name:\tsh\n", false),
+        ] {
+            assert_eq!(is_killed(status), expected, "{status}");
+        }
+        assert!(is_unharmed(std::process::id().cast_signed()));
+        assert!(!is_unharmed(i32::MAX));
     }
 
     #[test]

@@ -18,6 +18,10 @@ use super::proc;
 /// How often we look whether a killed CRIU is gone. It is gone in about a millisecond.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
+/// How long a CRIU that lost its runc, and whoever took its pages, may take to find that out and to take everything back. Killed, it
+/// might be in the very millisecond in which it must not be.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// After SIGTERM CRIU may still put things away (its network lock); a CRIU stuck in the kernel never will.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -26,6 +30,18 @@ const THREADS_MAX: usize = 256;
 
 /// How long a process on its way out may take; large address spaces are torn down at about 10 GiB/s.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Waits a little for them to end by themselves, as they do once their readers are gone. True when none is left.
+pub async fn end_by_themselves(pids: &[i32]) -> bool {
+    let start = Instant::now();
+    while is_any(pids) {
+        if start.elapsed() > PATIENCE {
+            return false;
+        }
+        sleep(LOOK_INTERVAL).await;
+    }
+    true
+}
 
 /// Kills every CRIU that holds one of these processes or was orphaned to us. True when none is left.
 ///

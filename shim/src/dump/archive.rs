@@ -14,7 +14,7 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::capture::Capture;
 use super::save::beside;
-use super::steps::remove_tree;
+use super::clear::remove_tree;
 use super::{DumpCause, Dumping};
 use crate::capture::Order;
 

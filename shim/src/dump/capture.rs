@@ -95,10 +95,10 @@ impl Capture {
         let _ = self.exit.wait().await;
     }
 
-    /// Tells the worker that CRIU is done; when this returns, it has all pages.
-    pub(super) async fn drain(&mut self) -> Result<u64, DumpCause> {
+    /// Tells the worker that CRIU is done; when this returns, it has all pages. The application may be standing meanwhile.
+    pub(super) async fn drain(&mut self, limit: Duration) -> Result<u64, DumpCause> {
         self.tell(&Order::Finish)?;
-        match self.hear(DRAIN_LIMIT).await? {
+        match self.hear(limit.min(DRAIN_LIMIT)).await? {
             Answer::Drained { bytes } => Ok(bytes),
             other => Err(DumpCause::Capture(format!(
                 "take the last pages: the worker says {other:?}"

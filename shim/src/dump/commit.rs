@@ -15,15 +15,13 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use oci_bundles::layout::{INVENTORY, Layout, Shape};
+use oci_bundles::staged::Staged;
 
 use super::DumpCause;
 use super::names::is_image;
 use super::target::{Target, taken};
 use crate::criu::manifest;
 use crate::progress::size_of;
-
-/// What a dump is called before its commit, or what its name ends with: on the same file system, so that renames are all it takes.
-const PARTIAL: &str = ".cedana-partial";
 
 /// Refuses an image directory that could not take the dump, as long as nothing has happened to the container.
 ///
@@ -45,16 +43,7 @@ pub fn check_target(images: &Path) -> Result<(), DumpCause> {
 
 /// Where a dump is written before it is committed to this path.
 pub fn staging(dest: &Path, shape: Shape) -> Layout {
-    let root = match shape {
-        Shape::Flat => dest.join(PARTIAL),
-        Shape::Nested => {
-            let mut name = OsString::from(".");
-            name.push(dest.file_name().unwrap_or_default());
-            name.push(PARTIAL);
-            dest.with_file_name(name)
-        }
-    };
-    Layout::new(root, shape)
+    Staged::of(dest, shape).layout().clone()
 }
 
 /// Takes the directory in which a nested dump is written. What a dump left there whose shim died goes.
@@ -149,7 +138,12 @@ fn merge(staging: &Path, images: &Path) -> Result<(), DumpCause> {
             tracing::warn!(name = %name.display(), %error, "an image of an earlier dump stays");
         }
     }
-    if let Err(error) = fs::remove_dir(staging).and_then(|()| File::open(images)?.sync_all()) {
+    // The directory itself may be new.
+    let parent = images.parent().unwrap_or(Path::new("/"));
+    let synced = fs::remove_dir(staging)
+        .and_then(|()| File::open(images)?.sync_all())
+        .and_then(|()| File::open(parent)?.sync_all());
+    if let Err(error) = synced {
         tracing::warn!(images = %images.display(), %error, "the dump is complete, but may not be on the disk yet");
     }
     Ok(())

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use jobs::time::millis;
-use oci_bundles::layout::Extra;
+use oci_bundles::layout::{Extra, Layout};
 use oci_bundles::podman::{BYTES_MAX, Known, config_dump, root_alone, spec_dump};
 use oci_bundles::spec::CONFIG_FILE;
 use serde_json::Value;
@@ -40,24 +41,24 @@ impl Dumping<'_> {
         self.write(Extra::RootfsDiff, &diff)
     }
 
-    /// Takes CRIU's log and statistics along, as far as they are there: they tell of the dump, and no restore needs them. What has been
-    /// taken stays as it is, since a manifest may have its digest already.
-    pub(super) fn keep_logs(&self) {
-        for (name, extra) in OF_CRIU {
-            let (from, to) = (self.work.join(name), self.staging.extra(extra));
-            if !from.exists() || to.exists() {
-                continue;
-            }
-            if let Err(error) = fs::copy(&from, &to) {
-                tracing::debug!(id = self.job.id, name, %error, "the checkpoint goes without");
-                // Half of it is worse than none.
-                drop(fs::remove_file(&to));
-            }
-        }
-    }
-
     fn write(&self, extra: Extra, text: &[u8]) -> Result<(), DumpCause> {
         let path = self.staging.extra(extra);
         fs::write(&path, text).map_err(DumpCause::files("write", &path))
+    }
+}
+
+/// Takes CRIU's log and statistics along, as far as they are there: they tell of the dump, and no restore needs them. What has been
+/// taken stays as it is, since a manifest may have its digest already.
+pub(super) fn keep_logs(work: &Path, staging: &Layout) {
+    for (name, extra) in OF_CRIU {
+        let (from, to) = (work.join(name), staging.extra(extra));
+        if !from.exists() || to.exists() {
+            continue;
+        }
+        if let Err(error) = fs::copy(&from, &to) {
+            tracing::debug!(name, %error, "the checkpoint goes without");
+            // Half of it is worse than none.
+            drop(fs::remove_file(&to));
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::pin::pin;
+use std::time::Duration;
 
 use config::Tcp;
 use oci_bundles::layout::Shape;
@@ -10,6 +11,7 @@ use tokio::time::timeout;
 
 use super::capture::{self, Capture, Taken, WORTH_IT};
 use super::hold::Hold;
+use super::portable::keep_logs;
 use super::{DumpCause, Dumping, describe};
 use crate::criu::logs::Keeper;
 use crate::criu::{culprits, lock, proc, stray, telling, work};
@@ -17,6 +19,9 @@ use crate::progress::Canceller;
 use crate::runc::{Call, RuncError};
 
 use super::steps::{CGROUPS_MODES, FREEZE_DEADLINE};
+
+/// How long the copy of a log may take; it has some 100 KiB.
+const KEEP_LIMIT: Duration = Duration::from_secs(5);
 
 /// What happens while CRIU runs.
 enum Met {
@@ -58,12 +63,13 @@ impl Dumping<'_> {
     pub(super) async fn save(&mut self) -> Result<(), DumpCause> {
         if self.staged() {
             // Before the tasks may end: no lack of room can come between the images and what they need.
-            self.write_manifest()?;
+            self.write_manifest_beside().await?;
         }
         self.start_files()?;
         let job = self.job;
+        let pids = self.pids();
         job.progress
-            .fills(&self.staging.images(), proc::resident_bytes(&self.pids()));
+            .fills(&self.staging.images(), proc::resident_bytes(&pids));
         let args = self.arguments();
         let args: Vec<&OsStr> = args.iter().map(AsRef::as_ref).collect();
         let (canceller, cancel) = Canceller::new();
@@ -102,11 +108,13 @@ impl Dumping<'_> {
         self.hold = None;
         match (ended, stopped) {
             (Ok(()), None) => {}
+            // Whoever of CRIU and runc was killed: all is on the disk.
+            (Err(_), None) if self.agreed && self.has_ended_it(&pids).await? => {}
             (Err(error), None) => {
                 self.criu_ended_itself =
                     !matches!(error, RuncError::TimedOut { .. } | RuncError::Cancelled { .. })
                         && work::has_failed(&self.work);
-                return Err(self.explain(&error));
+                return Err(self.explain(error).await);
             }
             (Ok(()), Some(cause)) => {
                 self.saved = true;
@@ -120,16 +128,9 @@ impl Dumping<'_> {
 
     /// CRIU has written everything and would end the container: not before it is all on the disk.
     async fn answer_hold(&mut self) -> Result<(), DumpCause> {
-        let (cancel, limit) = (self.job.cancel.clone(), self.deadline);
-        let written = async {
-            self.drain().await?;
-            self.write_out().await
-        };
+        let cancel = self.job.cancel.clone();
         tokio::select! {
-            written = timeout(limit, written) => match written {
-                Ok(written) => written?,
-                Err(_) => return Err(DumpCause::TimedOut(format!("write the dump out within {} s", limit.as_secs()))),
-            },
+            written = self.write_out_in_time() => written?,
             () = cancel.asked() => return Err(DumpCause::Cancelled),
         }
         if cancel.is_asked() {
@@ -147,15 +148,30 @@ impl Dumping<'_> {
         if let Some(capture) = &mut self.capture
             && !std::mem::replace(&mut self.drained, true)
         {
-            let bytes = capture.drain().await?;
+            let bytes = capture.drain(self.deadline).await?;
             self.job.progress.goes_through(0);
             tracing::debug!(id = self.job.id, bytes, "the pages are in memory");
         }
         Ok(())
     }
 
+    /// As long as the dump as a whole may take: a disk that hangs is not waited for.
+    pub(super) async fn write_out_in_time(&mut self) -> Result<(), DumpCause> {
+        let limit = self.deadline;
+        let written = async {
+            self.drain().await?;
+            self.write_out().await
+        };
+        timeout(limit, written).await.unwrap_or_else(|_| {
+            let limit = limit.as_secs();
+            Err(DumpCause::TimedOut(format!(
+                "write the dump out within {limit} s"
+            )))
+        })
+    }
+
     /// Everything that CRIU wrote goes to the disk.
-    pub(super) async fn write_out(&mut self) -> Result<(), DumpCause> {
+    async fn write_out(&mut self) -> Result<(), DumpCause> {
         if self.packed.is_some() {
             return Ok(());
         }
@@ -170,7 +186,12 @@ impl Dumping<'_> {
             }
         }
         if self.staging.shape() == Shape::Nested {
-            self.keep_logs();
+            let (work, staging) = (self.work.clone(), self.staging.clone());
+            let keep = move || {
+                keep_logs(&work, &staging);
+                Ok(())
+            };
+            beside(self.staging.root(), keep).await?;
         }
         if let Some(mut capture) = kept {
             return self.pack(&mut capture).await;
@@ -189,7 +210,7 @@ impl Dumping<'_> {
     /// Lists all files in the manifest, unless it does already, and has them on the disk.
     async fn complete(&mut self) -> Result<(), DumpCause> {
         if self.list_parts().await? && self.staged() {
-            self.write_manifest()?;
+            self.write_manifest_beside().await?;
             let staging = self.staging.clone();
             return beside(self.staging.root(), move || super::commit::sync_all(&staging)).await;
         }
@@ -255,20 +276,25 @@ impl Dumping<'_> {
         args
     }
 
-    /// What a failed `runc checkpoint` means, with the log kept.
-    fn explain(&self, error: &RuncError) -> DumpCause {
+    /// What a failed `runc checkpoint` means, with the log kept. The container still stands, so no disk is waited for long.
+    async fn explain(&self, error: RuncError) -> DumpCause {
         if matches!(error, RuncError::Cancelled { .. }) {
             return DumpCause::Cancelled;
         }
         let job = self.job;
         let log = self.work.join("dump.log");
-        let keeper = Keeper {
-            log_dir: &job.settings.log_dir,
-            namespace: &job.namespace,
-            id: &job.id,
-            bundle: &job.bundle,
+        let (log_dir, bundle) = (job.settings.log_dir.clone(), job.bundle.clone());
+        let (namespace, id, from) = (job.namespace.clone(), job.id.clone(), log.clone());
+        let keep = move || {
+            let keeper = Keeper {
+                log_dir: &log_dir,
+                namespace: &namespace,
+                id: &id,
+                bundle: &bundle,
+            };
+            Ok(keeper.keep(&from, "dump"))
         };
-        let kept = keeper.keep(&log, "dump");
+        let kept = beside_within(KEEP_LIMIT, &log, keep).await.ok().flatten();
         if matches!(error, RuncError::TimedOut { .. }) {
             return DumpCause::TimedOut(error.to_string());
         }
@@ -290,7 +316,9 @@ impl Dumping<'_> {
             if let Err(error) = self.job.cgroup.thaw(FREEZE_DEADLINE).await {
                 tracing::warn!(id = self.job.id, %error, "failed to thaw a container that CRIU holds");
             }
-            if !stray::kill_all(&pids).await {
+            // Pages that nobody takes any more make it fail, and it takes back by itself what it did.
+            self.end_capture();
+            if !stray::end_by_themselves(&pids).await && !stray::kill_all(&pids).await {
                 return Err(DumpCause::CriuStays);
             }
         }
@@ -316,6 +344,22 @@ pub(super) async fn beside<T: Send + 'static>(
 ) -> Result<T, DumpCause> {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|error| Err(DumpCause::files("work on", what)(error.into())))
+}
+
+/// The same, for what is done while the container stands: a disk that hangs does not keep it so. What has been begun goes on, and
+/// what comes of it is not asked any more.
+pub(super) async fn beside_within<T: Send + 'static>(
+    limit: Duration,
+    what: &Path,
+    work: impl FnOnce() -> Result<T, DumpCause> + Send + 'static,
+) -> Result<T, DumpCause> {
+    let waited = timeout(limit, beside(what, work)).await;
+    waited.unwrap_or_else(|_| {
+        let (what, limit) = (what.display(), limit.as_secs());
+        Err(DumpCause::TimedOut(format!(
+            "work on {what}: its disk does not answer within {limit} s"
+        )))
+    })
 }
 
 /// Resolves if the worker ends, which it does not before it is told to.

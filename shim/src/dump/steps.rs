@@ -1,7 +1,5 @@
 //! What the phases of a dump do.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,11 +9,12 @@ use nix::sys::signal::Signal;
 use oci_bundles::layout::{Layout, Shape};
 use tokio::time::sleep;
 
+use super::clear::{remove_empty, remove_tree, renew, settle_earlier};
 use super::hold::Hold;
 use super::parts::Parts;
-use super::save::beside;
+use super::save::{beside, beside_within};
 use super::target::Target;
-use super::{DumpCause, DumpJob, Dumping, commit, describe};
+use super::{DumpCause, DumpJob, Dumping, commit, describe, mark};
 use crate::cgroup::CgroupError;
 use crate::criu::choices::{self, Choices, Seen};
 use crate::criu::conf::{self, Options, Request};
@@ -35,6 +34,10 @@ const DEADLINE_MIN: Duration = Duration::from_secs(60);
 
 /// The slowest disk that a dump still has to succeed on, in bytes per second.
 const WRITE_RATE_MIN: u64 = 20 * 1024 * 1024;
+
+/// How long a client waits for the removal of what a failed dump has written. A disk that hangs may take longer: then it is removed
+/// when the disk answers.
+const REMOVE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Connections named in an error; more would not be read.
 const CONNECTIONS_SHOWN_MAX: usize = 3;
@@ -125,17 +128,23 @@ impl<'j> Dumping<'j> {
         let options = &self.job.options;
         let (images, exclusive) = (options.image_path.clone(), options.new_directory);
         let (staging, staged) = (self.staging.clone(), self.staged());
-        let prepare = move || match staging.shape() {
-            Shape::Nested => commit::prepare_nested(&staging, &images),
-            Shape::Flat => {
-                let target = Target::claim(&images, exclusive)?;
-                commit::check_target(&images)?;
-                if staged {
-                    renew(staging.root())?;
+        let prepare = move || {
+            settle_earlier(&images)?;
+            match staging.shape() {
+                Shape::Nested => commit::prepare_nested(&staging, &images),
+                Shape::Flat => {
+                    let target = Target::claim(&images, exclusive)?;
+                    commit::check_target(&images)?;
+                    if staged {
+                        renew(staging.root())?;
+                    }
+                    Ok(target)
                 }
-                Ok(target)
             }
         };
+        let bundle = &self.job.bundle;
+        // Before anything is made there.
+        mark::set(bundle, &self.job.options.image_path).map_err(DumpCause::files("write in", bundle))?;
         self.target = Some(beside(self.staging.root(), prepare).await?);
         if self.staging.shape() == Shape::Nested {
             self.write_portable()?;
@@ -155,6 +164,7 @@ impl<'j> Dumping<'j> {
         }
         // Without a target nothing was made, and what is there is another's.
         let Some(target) = self.target.take() else {
+            mark::clear(&self.job.bundle);
             return work;
         };
         let (staged, staging, images) = (
@@ -172,7 +182,8 @@ impl<'j> Dumping<'j> {
                 false => Ok(()),
             }
         };
-        beside(self.staging.root(), remove).await?;
+        beside_within(REMOVE_LIMIT, self.staging.root(), remove).await?;
+        mark::clear(&self.job.bundle);
         work
     }
 
@@ -373,7 +384,7 @@ impl<'j> Dumping<'j> {
     pub(super) async fn verify(&mut self) -> Result<(), DumpCause> {
         let images = self.staging.images();
         let look = move || Ok(images::summarize(&images).map(drop)?);
-        beside(self.staging.root(), look).await
+        beside_within(self.deadline, self.staging.root(), look).await
     }
 
     /// Lets the container go on before its images are written out, which takes as long as the disk does. What fails here is
@@ -408,6 +419,15 @@ impl<'j> Dumping<'j> {
         manifest::write(root, &self.manifest).map_err(DumpCause::files("write the manifest in", root))
     }
 
+    /// The same beside the shim's only thread, while the container stands: a disk that hangs must not keep it so.
+    pub(super) async fn write_manifest_beside(&self) -> Result<(), DumpCause> {
+        let (root, manifest) = (self.staging.root().to_owned(), self.manifest.clone());
+        let write = move || {
+            manifest::write(&root, &manifest).map_err(DumpCause::files("write the manifest in", &root))
+        };
+        beside_within(self.deadline, self.staging.root(), write).await
+    }
+
     /// Brings the container back to running or paused, as it was.
     pub(super) async fn put_back(&mut self) -> Result<(), DumpCause> {
         let cgroup = &self.job.cgroup;
@@ -429,6 +449,7 @@ impl<'j> Dumping<'j> {
     }
 
     pub(super) fn put_away(&mut self) -> Result<(), DumpCause> {
+        mark::clear(&self.job.bundle);
         if !self.owns_work() {
             return Ok(());
         }
@@ -492,28 +513,5 @@ impl<'j> Dumping<'j> {
 
     fn owns_work(&self) -> bool {
         self.job.options.work_path.is_empty()
-    }
-}
-
-/// Somebody may have put something beside the images meanwhile.
-fn remove_empty(dir: &Path) -> Result<(), DumpCause> {
-    match fs::remove_dir(dir) {
-        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
-            Err(DumpCause::files("remove", dir)(error))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Makes a directory, without what an earlier dump left there.
-fn renew(dir: &Path) -> Result<(), DumpCause> {
-    remove_tree(dir)?;
-    fs::create_dir(dir).map_err(DumpCause::files("make", dir))
-}
-
-pub(super) fn remove_tree(dir: &Path) -> Result<(), DumpCause> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(DumpCause::files("remove", dir)(error)),
-        _ => Ok(()),
     }
 }

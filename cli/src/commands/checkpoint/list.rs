@@ -3,6 +3,7 @@
 use jobs::record::Checkpoint;
 use serde::Serialize;
 
+use super::left;
 use super::target::{self, Target};
 use crate::commands::job::checkpoints;
 use crate::completer;
@@ -45,6 +46,7 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
     if let Some(job) = args.job {
         return checkpoints::run(checkpoints::Args { job }, context).await;
     }
+    left::sweep(context.checkpoint_dir());
     let all = target::all(&Jobs::open(context).await?);
     if context.json {
         return output::json(&told(&all));

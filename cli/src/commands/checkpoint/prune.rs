@@ -9,6 +9,7 @@ use jobs::registry::Job;
 use oci_bundles::checkpoint;
 use serde::Serialize;
 
+use super::left;
 use super::remove::remove;
 use super::target::{self, Target};
 use crate::completer;
@@ -78,6 +79,9 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
             Error::usage("failed to prune: nothing says which checkpoints are to go")
                 .hint("say --keep N, --older-than TIME or --max-size SIZE; --dry-run shows what that means"),
         );
+    }
+    if !args.dry_run {
+        left::sweep(context.checkpoint_dir());
     }
     let mut jobs = Jobs::open(context).await?;
     let targets = chosen(&jobs, &args.jobs)?;

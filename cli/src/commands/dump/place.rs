@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use oci_bundles::archive::Form;
 
 use super::flags::Flags;
+use crate::commands::checkpoint::left;
 use crate::context::Context;
 use crate::error::Error;
 
@@ -35,6 +36,7 @@ pub struct Place {
 /// The directory is not there, or the name is not free.
 pub fn choose(context: &Context, flags: &Flags, job: &str) -> Result<Place, Error> {
     let dir = directory(context, flags)?;
+    left::sweep(&dir);
     let form = match flags.compression {
         Some(form) => form,
         None => super::pack::configured(context),
