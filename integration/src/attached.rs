@@ -47,6 +47,11 @@ impl Attached {
         })
     }
 
+    /// Its pid.
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
     /// The next line, without its end.
     ///
     /// # Errors
@@ -57,6 +62,14 @@ impl Attached {
             Err(RecvTimeoutError::Timeout) => bail!("no line within {DEADLINE:?}; {}", self.stderr()),
             Err(RecvTimeoutError::Disconnected) => bail!("no more lines; {}", self.stderr()),
         }
+    }
+
+    /// The next line on stderr, without its end.
+    ///
+    /// # Errors
+    /// None came within [`DEADLINE`], or stderr ended.
+    pub fn error_line(&self) -> Result<String> {
+        self.errors.recv_timeout(DEADLINE).context("no line on stderr")
     }
 
     /// Sends a line and returns the next line that comes back.

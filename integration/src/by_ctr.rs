@@ -32,18 +32,11 @@ impl<'host> Talker<'host> {
     /// # Errors
     /// It does not run or does not become ready.
     pub fn run(host: &'host Host, id: &str, workload: &str, mode: &[&str], more: &[&str]) -> Result<Self> {
-        let bind = |source: &str, target: &str| {
-            [
-                "--mount".to_owned(),
-                format!("type=bind,src={source},dst={target},options=rbind:ro"),
-            ]
-        };
         let mut args: Vec<String> = ["run", "--runtime", host.runtime()]
             .into_iter()
             .map(str::to_owned)
             .collect();
-        args.extend(bind(workload, "/workload"));
-        args.extend(LIBRARIES.iter().flat_map(|(source, target)| bind(source, target)));
+        args.extend(binds(workload));
         args.extend(
             more.iter()
                 .chain(&[IMAGE, id, "/workload"])
@@ -173,6 +166,16 @@ impl<'host> Talker<'host> {
     pub fn pid(&self) -> Result<u32> {
         Ok(self.host.api().get(&self.id, "")?.pid)
     }
+}
+
+/// Flags of `ctr run` by which a program of ours is `/workload` in the container, with the libraries it needs.
+pub fn binds(workload: &str) -> Vec<String> {
+    let all = [(workload, "/workload")].into_iter().chain(LIBRARIES);
+    all.flat_map(|(source, target)| {
+        let mount = format!("type=bind,src={source},dst={target},options=rbind:ro");
+        ["--mount".to_owned(), mount]
+    })
+    .collect()
 }
 
 /// `ctr containers restore`, whatever comes of it.

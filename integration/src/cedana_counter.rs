@@ -19,6 +19,13 @@ const COUNTS_WITHIN: Duration = Duration::from_secs(30);
 
 const KILL: u32 = 9;
 
+impl Seen {
+    /// The last number.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+}
+
 /// A container of plain `ctr run --detach`.
 #[derive(Debug)]
 pub struct Counter {
@@ -49,11 +56,28 @@ impl Counter {
     /// # Errors
     /// It does not run.
     pub fn run_with(host: &Host, id: &str, runtime: &str, flags: &[&str]) -> Result<Self> {
+        Self::run_script(host, id, runtime, flags, COUNTER)
+    }
+
+    /// One that holds so much memory that its dump has a worker, and its restore too.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn run_large(host: &Host, id: &str, flags: &[&str]) -> Result<Self> {
+        let script = format!("x=$(head -c 40000000 /dev/zero | tr '\\0' x); {COUNTER}");
+        Self::run_script(host, id, host.runtime(), flags, &script)
+    }
+
+    /// One whose numbers a script of the test's prints.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn run_script(host: &Host, id: &str, runtime: &str, flags: &[&str], script: &str) -> Result<Self> {
         let log = host.dir().join(format!("{id}.log"));
         let uri = format!("file://{}", log.display());
         let run = ["run", "--detach", "--runtime", runtime, "--log-uri", &uri];
         let _said = host
-            .ctr(&[&run, flags, &[IMAGE, id, "sh", "-c", COUNTER]].concat())?
+            .ctr(&[&run, flags, &[IMAGE, id, "sh", "-c", script]].concat())?
             .ok()
             .with_context(|| format!("run {id}"))?;
         let counter = Self {
@@ -84,7 +108,10 @@ impl Counter {
     /// It never does.
     pub fn seen(&self) -> Result<Seen> {
         eventually("a number", COUNTS_WITHIN, || !self.numbers(0).is_empty())?;
-        let (bytes, numbers) = (self.text().len(), self.numbers(0));
+        // Of one look: whoever writes does not wait for a second. A line that is not whole yet comes later.
+        let text = self.text();
+        let bytes = text.rfind('\n').map_or(0, |end| end + 1);
+        let numbers = numbers(text.get(..bytes).unwrap_or_default());
         let last = *numbers.last().context("no number")?;
         Ok(Seen { bytes, last })
     }
@@ -162,6 +189,19 @@ impl Counter {
         Ok(self.api.get(&self.id, "")?.pid)
     }
 
+    /// All that it has ever printed, in whole lines.
+    ///
+    /// # Errors
+    /// Something in it is no number.
+    pub fn all(&self) -> Result<Vec<u64>> {
+        let text = self.text();
+        let (whole, _) = text.rsplit_once('\n').context("a line")?;
+        whole
+            .lines()
+            .map(|line| line.parse().with_context(|| format!("a number in {line:?}")))
+            .collect()
+    }
+
     fn text(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -173,6 +213,10 @@ impl Counter {
             .get(from..)
             .and_then(|rest| rest.rsplit_once('\n'))
             .map_or("", |(whole, _)| whole);
-        whole.lines().filter_map(|line| line.parse().ok()).collect()
+        numbers(whole)
     }
+}
+
+fn numbers(whole: &str) -> Vec<u64> {
+    whole.lines().filter_map(|line| line.parse().ok()).collect()
 }

@@ -36,6 +36,10 @@ pub enum Need {
     Criu,
     /// A CRIU that can save network sockets on this kernel: before 4.2 it cannot from kernel 6.16 on.
     CriuSockets,
+    /// Loop devices, and an ext4 in a file.
+    LoopDevices,
+    /// `strace`, to stop programs where a test wants them.
+    Strace,
     /// A `ctr` that sends checkpoint options under the name of the runtime under test: before containerd 2 it does so
     /// only under the name of containerd's own.
     CheckpointOptions,
@@ -55,6 +59,7 @@ const PROMISES: &[(&str, &[Need])] = &[
             Need::CgroupV1,
             Need::Criu,
             Need::CriuSockets,
+            Need::Strace,
             Need::CheckpointOptions,
             Need::CheckpointAgain,
         ],
@@ -145,6 +150,8 @@ pub fn is_there(need: Need) -> bool {
         Need::CgroupV2 => Path::new("/sys/fs/cgroup/cgroup.controllers").is_file(),
         Need::Systemd => Path::new("/run/systemd/system").is_dir(),
         Need::Criu => runs("criu", "--version"),
+        Need::LoopDevices => runs("losetup", "--find") && runs("fsfreeze", "--version"),
+        Need::Strace => runs("strace", "--version"),
         Need::CriuSockets => {
             let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
             version_in(&kernel).is_some_and(|version| version < (6, 16))

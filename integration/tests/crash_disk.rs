@@ -1,0 +1,137 @@
+//! A disk that is full, or that hangs, in the middle of a dump to it: the application goes on, and soon.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use integration::attached::Attached;
+use integration::block::Disk;
+use integration::dump_bed::{Bed, By, Moment, Place, at, is_whole, trip};
+use integration::host::Host;
+use integration::need;
+use integration::tripwire::let_go;
+
+use By::{Cedana, CedanaLeaving, Ctr, CtrLeaving};
+
+const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
+
+/// How long a dump may take.
+const LIMIT: &str = "5s";
+
+/// How long the application may stand: the limit, CRIU's grace, and a busy machine.
+const STANDS_AT_MOST: Duration = Duration::from_secs(15);
+
+// Moments after which the container's processes are not held by a CRIU that writes to the disk itself.
+const STARTED: Moment = at("start capture", "openat", Place::Bundle("criu.conf"));
+const ASKED: Moment = at("save, the last word", "write", Place::Bundle("hold-question")).by_program();
+const TAKEN: Moment = at("write pages", "openat", Place::Staging("unfinished-0")).by_program();
+const DIGESTED: Moment = at("write out", "openat", Place::Staging("cgroup.img"));
+const COMMITTED: Moment = at("commit", "rename", Place::Staging(""));
+
+#[test]
+fn a_full_disk_costs_the_dump_and_not_the_container() -> Result<()> {
+    need!(OurShim, "containerd's own leaves the container paused");
+    need!(Criu, "dumps");
+    let host = Host::with_image()?;
+    let mut bed = Bed::new(&host, WORKLOAD, "20s")?;
+    // For nothing, for the manifest alone, for some of CRIU's images, for some pages, for all but the last of them.
+    for (number, size) in ["4k", "12k", "64k", "8m", "40m"].into_iter().enumerate() {
+        for by in [Cedana, CedanaLeaving, CtrLeaving] {
+            println!("case {size}, {by:?}");
+            let small = Small::mount(&host.dir().join(format!("small-{number}-{by:?}")), size)?;
+            let said = bed.dump(by, &small.0.join("saved")).output()?;
+            ensure!(!said.status.success(), "{size} were enough for a dump");
+            bed.goes_on()
+                .with_context(|| format!("{size}, {by:?}: {said:?}"))?;
+            let left = fs::read_dir(&small.0)?.flatten().count();
+            ensure!(left == 0, "{size}, {by:?}: {left} files are left; {said:?}");
+        }
+    }
+    dump_elsewhere(&mut bed)?;
+    bed.talker.remove()
+}
+
+#[test]
+fn a_disk_that_hangs_does_not_keep_the_container() -> Result<()> {
+    need!(OurShim, "its deadlines");
+    need!(Criu, "dumps");
+    need!(LoopDevices, "a file system that can hang");
+    need!(Strace, "stops the dump when the disk is made to hang");
+    let host = Host::with_image()?;
+    let disk = Disk::mount(&host.dir().join("disk"), 200)?;
+    let mut bed = Bed::new(&host, WORKLOAD, LIMIT)?;
+    for (number, (moment, by, succeeds)) in [
+        (STARTED, CedanaLeaving, false),
+        (STARTED, Cedana, false),
+        (ASKED, Cedana, false),
+        (TAKEN, CedanaLeaving, true),
+        (DIGESTED, Ctr, false),
+        (COMMITTED, CedanaLeaving, true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("{}, {by:?}", moment.name);
+        println!("case {number}: {name}");
+        hang_at(&disk, &mut bed, moment, by, succeeds).with_context(|| format!("case {number}: {name}"))?;
+    }
+    dump_elsewhere(&mut bed)?;
+    bed.talker.remove()
+}
+
+fn hang_at(disk: &Disk, bed: &mut Bed<'_>, moment: Moment, by: By, succeeds: bool) -> Result<()> {
+    let images = disk.path().join("saved");
+    bed.goes_on().context("before")?;
+    let tripwire = trip(bed.host, moment, by, &images)?;
+    let mut client = Attached::start(&mut bed.dump(by, &images))?;
+    let standing = tripwire.sprung().with_context(|| client.stderr())?;
+    disk.hang()?;
+    let_go(standing);
+    let begin = Instant::now();
+    bed.goes_on().context("while the disk hangs")?;
+    let stood = begin.elapsed();
+    ensure!(stood < STANDS_AT_MOST, "it stood for {stood:?}");
+    disk.recover()?;
+    let status = client.wait()?;
+    let said = client.stderr();
+    ensure!(status.success() == succeeds, "{said}");
+    bed.goes_on().context("after")?;
+    if succeeds {
+        is_whole(&images)?;
+        fs::remove_dir_all(&images)?;
+    }
+    ensure!(!images.exists(), "{} is left; {said}", images.display());
+    Ok(())
+}
+
+fn dump_elsewhere(bed: &mut Bed<'_>) -> Result<()> {
+    let images = PathBuf::from(bed.host.made_dir("elsewhere")?).join("saved");
+    let said = bed.dump(CedanaLeaving, &images).output()?;
+    ensure!(said.status.success(), "the next dump: {said:?}");
+    is_whole(&images)?;
+    bed.goes_on()
+}
+
+/// A file system of its own, too small.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(at: &Path, size: &str) -> Result<Self> {
+        fs::create_dir(at)?;
+        let options = format!("size={size}");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &options, "small"])
+            .arg(at)
+            .status()?;
+        ensure!(mounted.success(), "mount {}", at.display());
+        Ok(Self(at.to_owned()))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ended = Command::new("umount").arg(&self.0).status();
+    }
+}
