@@ -5,7 +5,6 @@
 //! ```text
 //! ledger MIB       `1`, `2`, …; `bad: REASON` if a page is not as it was left
 //! ```
-#![expect(clippy::print_stdout, reason = "stdout is how the program speaks to its test")]
 
 use std::io::Write;
 use std::time::Duration;
