@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::capture::Capture;
-use super::save::beside;
 use super::clear::remove_tree;
+use super::save::beside;
 use super::{DumpCause, Dumping};
 use crate::capture::Order;
 
