@@ -2,7 +2,10 @@
 //! made twice, and nothing grows on the machine.
 //!
 //! `CEDANA_TEST_ROUNDS` says how often.
-#![expect(clippy::print_stdout, reason = "how long it took and what grew is worth reading")]
+#![expect(
+    clippy::print_stdout,
+    reason = "how long it took and what grew is worth reading"
+)]
 
 use std::fs;
 use std::path::Path;
