@@ -5,6 +5,7 @@ use oci_bundles::layout::Shape;
 use oci_bundles::manifest::NotSaved;
 
 use super::{DumpCause, Dumping};
+use crate::restore::layer::LAYER_NOT_SAVED as LAYER;
 use crate::worker::errand::Errand;
 use crate::worker::files::{SAVE, SaveOrder, Saved, shm};
 
@@ -63,9 +64,6 @@ fn layer(why: &str) -> NotSaved {
         source: why.to_owned(),
     }
 }
-
-/// The word for the writable layer among what is not saved.
-const LAYER: &str = "rootfs";
 
 /// Brings what is said not to be saved up to date.
 fn tell(not_saved: &mut Vec<NotSaved>, saved: Saved) {

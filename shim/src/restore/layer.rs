@@ -32,6 +32,9 @@ use crate::worker::files::{Into, PUT_BACK, PutBack, PutBackOrder};
 /// How long files may be put back; the rest of a restore has its own deadline.
 const PUT_BACK_LIMIT: Duration = Duration::from_secs(60 * 60);
 
+/// The word by which a manifest names a writable layer that is not saved.
+pub(crate) const LAYER_NOT_SAVED: &str = "rootfs";
+
 /// A layer that has taken the place of another.
 #[derive(Debug)]
 pub struct Replaced {
@@ -50,8 +53,12 @@ pub fn of_checkpoint(checkpoint: &Path) -> Result<Option<PathBuf>, RestoreCause>
     Ok(lists(&manifest, Extra::RootfsDiff).then(|| layout.extra(Extra::RootfsDiff)))
 }
 
-/// Whether a part is in the checkpoint that this manifest is of.
+/// Whether a part is in the checkpoint that this manifest is of. For podman every one has a diff; where the layer is not saved it has
+/// only the root's permissions, and the manifest names the layer as not saved: in its place that would be an empty one.
 pub(super) fn lists(manifest: &Manifest, extra: Extra) -> bool {
+    if extra == Extra::RootfsDiff && manifest.not_saved.iter().any(|one| one.kind == LAYER_NOT_SAVED) {
+        return false;
+    }
     manifest
         .parts
         .iter()
@@ -210,5 +217,26 @@ mod tests {
             ..Mount::default()
         };
         assert_eq!(super::upper(&[bind]), None);
+    }
+
+    #[test]
+    fn a_diff_of_a_layer_that_is_not_saved_is_none() {
+        let part = oci_bundles::manifest::Part {
+            path: Extra::RootfsDiff.name().into(),
+            size: 0,
+            digest: oci_bundles::manifest::Digest::Blake3([0; 32]),
+        };
+        let mut manifest = Manifest {
+            parts: vec![part],
+            ..manifest::empty()
+        };
+        assert!(lists(&manifest, Extra::RootfsDiff));
+        assert!(!lists(&manifest, Extra::DevShm));
+        manifest.not_saved.push(oci_bundles::manifest::NotSaved {
+            kind: LAYER_NOT_SAVED.to_owned(),
+            path: "/".into(),
+            source: String::new(),
+        });
+        assert!(!lists(&manifest, Extra::RootfsDiff));
     }
 }
