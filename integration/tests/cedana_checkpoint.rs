@@ -56,10 +56,11 @@ fn is_damaged(path: &str, problem: &str) -> Result<()> {
 /// Turns one byte of a file around.
 fn flip(path: &Path, at: u64) -> Result<()> {
     let file = fs::File::options().read(true).write(true).open(path)?;
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at)?;
-    byte.iter_mut().for_each(|byte| *byte ^= 0x40);
-    Ok(file.write_all_at(&byte, at)?)
+    // Several: a single one may say the same in another way, as where in a row of zeros lz4 copies zeros from.
+    let mut bytes = [0; 8];
+    file.read_exact_at(&mut bytes, at)?;
+    bytes.iter_mut().for_each(|byte| *byte ^= 0x40);
+    Ok(file.write_all_at(&bytes, at)?)
 }
 
 fn cut(path: &Path) -> Result<()> {

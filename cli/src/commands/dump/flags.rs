@@ -21,6 +21,9 @@ pub struct Flags {
     /// Make one file of it: none, tar, gzip, lz4, zlib, zstd [default: none, or as configured]
     #[arg(long, value_name = "FORM", value_parser = pack::forms(), hide_possible_values = true)]
     pub compression: Option<Form>,
+    /// Tell how long each phase took
+    #[arg(long)]
+    pub profiling: bool,
     /// The container goes on afterwards
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
     pub leave_running: Option<bool>,

@@ -102,6 +102,11 @@ pub async fn save(context: &Context, jobs: &mut Jobs, job: &Job, flags: &Flags) 
         output::warning(&problem.to_string());
     }
     let size = packed?;
+    if flags.profiling && !context.json {
+        for (phase, ms) in &answer.timings {
+            output::line(&format!("{phase}: {ms:.1} ms"))?;
+        }
+    }
     tell(context, job, &place, size, &request, answer)
 }
 
