@@ -1,15 +1,15 @@
 //! The figure `fill_rate`: how fast the memory of a lazily restored process comes behind it; ours by our worker, theirs by CRIU's
 //! own daemon, of the same images.
 //!
-//! Both are measured at the process: from the moment when it is there, until its memory is. What had come before does not count.
+//! Both are measured at the process: from the moment when it is seen, until its memory is there. What came before does not count.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -18,6 +18,8 @@ use super::measure::Measure;
 use super::restore::{Restore, Size};
 use crate::workload::lay_rootfs;
 
+/// What is restored.
+const PROGRAM: &str = "stir";
 /// What is filled.
 const MIB: u32 = 1024;
 /// It is full when so many hundredths are there: the kernel counts a little late.
@@ -48,8 +50,9 @@ impl Fill {
     }
 
     fn ours(&mut self) -> Result<f64> {
-        let mut rate = Ok(0.0);
-        let _ms = self.0.restore(Side::Ours, &mut |pid| rate = watch(pid))?;
+        let (mut watch, mut rate) = (Some(Watch::start()), Ok(0.0));
+        let mut seen = |_pid| rate = watch.take().map_or(Ok(0.0), Watch::end);
+        let _ms = self.0.restore(Side::Ours, &mut seen)?;
         rate
     }
 
@@ -58,8 +61,9 @@ impl Fill {
         let _gone = fs::remove_dir_all(&work);
         fs::create_dir(&work).context("make a work directory")?;
         let mut daemon = Daemon::start(&images, &work)?;
-        let restored = Restored::by_runc(&images, &work, &self.0.dir().join("bundle"))?;
-        let rate = watch(restored.pid)?;
+        let watch = Watch::start();
+        let _restored = Restored::by_runc(&images, &work, &self.0.dir().join("bundle"))?;
+        let rate = watch.end()?;
         daemon.end()?;
         Ok(rate)
     }
@@ -77,6 +81,42 @@ impl Measure for Fill {
     fn runs(&self, asked: u32) -> u32 {
         self.0.runs(asked)
     }
+}
+
+/// Looks out for the process, whose memory may be there before anybody says that it is.
+struct Watch(JoinHandle<Result<f64>>);
+
+impl Watch {
+    fn start() -> Self {
+        Self(thread::spawn(|| {
+            let deadline = Instant::now() + DEADLINE;
+            loop {
+                if let Some(pid) = find() {
+                    return watch(pid);
+                }
+                ensure!(Instant::now() < deadline, "no {PROGRAM} after {DEADLINE:?}");
+                thread::sleep(LOOK_EVERY);
+            }
+        }))
+    }
+
+    fn end(self) -> Result<f64> {
+        self.0.join().map_err(|_| anyhow!("the watch panicked"))?
+    }
+}
+
+/// The restored process: until it is that, it has CRIU's name.
+fn find() -> Option<u32> {
+    let names = fs::read_dir("/proc")
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.file_name()));
+    let mut pids = names.filter_map(|name| name.to_str()?.parse().ok());
+    pids.find(|pid: &u32| {
+        let says = |file: &str, what: fn(&str) -> bool| {
+            fs::read_to_string(format!("/proc/{pid}/{file}")).is_ok_and(|text| what(&text))
+        };
+        says("comm", |name| name.trim_end() == PROGRAM) && says("cgroup", |groups| groups.contains("/fill-"))
+    })
 }
 
 /// Watches the memory of a process come, and returns GiB a second.
