@@ -1,4 +1,5 @@
 //! A disk that is full, or that hangs, in the middle of a dump to it: the application goes on, and soon.
+#![expect(clippy::print_stdout, reason = "each case is named as it begins")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -2,6 +2,7 @@
 //! is left, the checkpoint is whole, and the next restore goes on from it.
 //!
 //! The container is restored in place, in a shim that has it already: so there is a shim to be met in each phase.
+#![expect(clippy::print_stdout, reason = "each case is named as it begins")]
 #![expect(
     unused_results,
     reason = "a test acts through calls, and compares only the answers it is about"

@@ -1,4 +1,5 @@
 //! A fault in the middle of a dump, and what has to be true afterwards whatever it was.
+#![expect(clippy::print_stdout, reason = "each case is named as it begins")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
