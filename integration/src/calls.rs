@@ -63,18 +63,13 @@ impl Tracing {
     }
 }
 
-/// strace, to be followed by a program and its arguments.
-pub fn strace(out: &Path) -> Command {
+fn strace(out: &Path) -> Command {
     let mut command = Command::new("strace");
     let _command = command.args(["-f", "-y", "-s", "0", "-e", TRACED, "-o"]).arg(out);
     command
 }
 
-/// The calls in what strace wrote.
-///
-/// # Errors
-/// It is not there.
-pub fn read(out: &Path) -> Result<Vec<Made>> {
+fn read(out: &Path) -> Result<Vec<Made>> {
     let text = fs::read_to_string(out).with_context(|| format!("read {}", out.display()))?;
     Ok(parse(&text))
 }

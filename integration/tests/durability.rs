@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use integration::calls::{Made, Tracing, read, strace};
+use integration::calls::{Made, Tracing};
 use integration::cedana::Cedana;
 use integration::dump_bed::{Bed, By};
 use integration::host::Host;
@@ -146,38 +146,14 @@ fn a_checkpoint_goes_when_its_archive_is_on_the_disk() -> Result<()> {
     let host = Host::with_image()?;
     let bed = Bed::new(&host, WORKLOAD, "60s")?;
     let dir = PathBuf::from(host.made_dir("packed")?);
-    let trace = host.dir().join("trace");
-    let job = format!("{}/c", host.namespace());
-    let shown = dir.display().to_string();
-    let args = [
-        "dump",
-        "job",
-        &job,
-        "--leave-running",
-        "--dir",
-        &shown,
-        "--name",
-        "saved",
-        "--compression",
-        "zstd",
-    ];
-    let dumping = Cedana::on(&host).command(&args);
-    let said = strace(&trace)
-        .arg(dumping.get_program())
-        .args(dumping.get_args())
-        .envs(
-            dumping
-                .get_envs()
-                .filter_map(|(name, value)| Some((name, value?))),
-        )
-        .output()?;
-    ensure!(said.status.success(), "{said:?}");
-    let (made, archive) = (read(&trace)?, dir.join("saved.tar.zst"));
+    let (shown, job) = (dir.display().to_string(), format!("{}/c", host.namespace()));
+    let tracing = Tracing::follow(bed.container().shim_pid()?, &host.dir().join("trace"))?;
+    let into = ["--dir", &shown, "--name", "saved", "--compression", "zstd"];
+    let _path = Cedana::on(&host).dump(&[&[job.as_str(), "--leave-running"][..], &into[..]].concat())?;
+    let (made, archive) = (tracing.made()?, dir.join("saved.tar.zst"));
     let _said = Cedana::new().says(&["checkpoint", "verify", &archive.display().to_string()])?;
     let named = find(&made, "name for the archive", |call| renames_to(call, &archive))?;
-    let synced = find(&made, "fsync of the archive", |call| {
-        call.name == "fsync" && call.args.contains(".partial-")
-    })?;
+    let synced = find(&made, "fsync of the archive", |call| syncs(call, "/archive>"))?;
     let lasting = find(&made, "fsync of the directory", |call| {
         syncs(call, &format!("<{shown}>"))
     })?;
@@ -191,7 +167,7 @@ fn a_checkpoint_goes_when_its_archive_is_on_the_disk() -> Result<()> {
     );
     let first = made
         .iter()
-        .find(|call| call.name.starts_with("unlink") && call.args.contains("saved"));
+        .find(|call| call.name.starts_with("unlink") && call.args.contains("inventory.img"));
     let first = first.context("the directory goes")?;
     ensure!(
         lasting.to < first.from,
