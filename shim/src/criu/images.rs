@@ -95,6 +95,30 @@ pub struct Summary {
 /// # Errors
 /// The first file that is missing or damaged.
 pub fn summarize(dir: &Path) -> Result<Summary, ImageError> {
+    let mut summary = look_through(dir)?;
+    let listing = |source| ImageError::Read {
+        path: dir.to_owned(),
+        source,
+    };
+    for entry in fs::read_dir(dir).map_err(listing)?.take(FILES_MAX) {
+        let entry = entry.map_err(listing)?;
+        let size = entry.metadata().map_err(listing)?.len();
+        summary.size = summary.size.saturating_add(size);
+        summary.connections |= entry.file_name().to_string_lossy().starts_with("tcp-stream-");
+    }
+    Ok(summary)
+}
+
+/// The same for a dump to which a worker still gives its files their names: they are not counted.
+///
+/// # Errors
+/// As [`summarize`].
+pub fn verify(dir: &Path) -> Result<(), ImageError> {
+    look_through(dir).map(drop)
+}
+
+/// Only what CRIU has written is looked at, and by name.
+fn look_through(dir: &Path) -> Result<Summary, ImageError> {
     let inventory = dir.join("inventory.img");
     let bytes = read(&inventory, LIST_SIZE_MAX)?;
     let first = bytes.get(4..).and_then(|mut rest| record(&mut rest));
@@ -114,16 +138,6 @@ pub fn summarize(dir: &Path) -> Result<Summary, ImageError> {
         if state == TASK_STOPPED {
             summary.stopped.push(*pid);
         }
-    }
-    let listing = |source| ImageError::Read {
-        path: dir.to_owned(),
-        source,
-    };
-    for entry in fs::read_dir(dir).map_err(listing)?.take(FILES_MAX) {
-        let entry = entry.map_err(listing)?;
-        let size = entry.metadata().map_err(listing)?.len();
-        summary.size = summary.size.saturating_add(size);
-        summary.connections |= entry.file_name().to_string_lossy().starts_with("tcp-stream-");
     }
     Ok(summary)
 }
@@ -319,6 +333,23 @@ mod tests {
             fs::write(dir.path().join(name), bytes).expect("write an image");
         }
         dir
+    }
+
+    #[test]
+    fn files_that_a_worker_is_naming_do_not_disturb_a_verification() {
+        let dir = dump();
+        let (old, new) = (dir.path().join("unfinished-0"), dir.path().join("pages-1.img"));
+        fs::write(&old, "").expect("write an image");
+        let naming =
+            |_| -> std::io::Result<()> { fs::rename(&old, &new).and_then(|()| fs::rename(&new, &old)) };
+        std::thread::scope(|scope| {
+            let names = scope.spawn(|| (0..20_000).try_for_each(naming).expect("renamed"));
+            while !names.is_finished() {
+                verify(dir.path()).expect("complete");
+            }
+        });
+        fs::remove_file(dir.path().join("core-7.img")).expect("remove");
+        assert!(verify(dir.path()).is_err());
     }
 
     #[test]

@@ -383,7 +383,7 @@ impl<'j> Dumping<'j> {
 
     pub(super) async fn verify(&mut self) -> Result<(), DumpCause> {
         let images = self.staging.images();
-        let look = move || Ok(images::summarize(&images).map(drop)?);
+        let look = move || Ok(images::verify(&images)?);
         beside_within(self.deadline, self.staging.root(), look).await
     }
 

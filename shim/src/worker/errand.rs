@@ -146,9 +146,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_worker_that_is_none_is_a_failure() {
-        // The test's own program stands for the worker: it knows no such argument, and ends.
+        // The test's own program stands for the worker: with this argument it only says what it could do, and ends.
         let reaper = Reaper::new();
-        let errand = Errand::start(&reaper, "nothing", &"an order").expect("started");
+        let errand = Errand::start(&reaper, "--list", &"an order").expect("started");
         let answer = errand.answer::<String>(Duration::from_secs(30)).await;
         assert!(matches!(answer, Err(ErrandError::Worker(_))), "{answer:?}");
     }
