@@ -99,12 +99,9 @@ fn parse(text: &str) -> Vec<Made> {
         };
         if let Some(args) = args.strip_suffix(" <unfinished ...>") {
             let _before = begun.insert(pid, call(args));
-        } else if let Some((args, result)) = args.rsplit_once(')')
-            && !result
-                .trim_start()
-                .trim_start_matches('=')
-                .trim_start()
-                .starts_with('-')
+        } else if let Some((args, result)) = args.rsplit_once(" = ")
+            && let Some(args) = args.trim_end().strip_suffix(')')
+            && !result.starts_with('-')
         {
             made.push(call(args));
         }
