@@ -191,9 +191,8 @@ pub fn trip(host: &Host, moment: Moment, by: By, images: &Path) -> Result<Tripwi
             .join(name),
         Place::Open(name) => name.into(),
     };
-    if moment.follow == Follow::Programs && !Path::new(CRIU_LEARNED).exists() {
-        // What it tries out to learn it does not work under strace.
-        let _tried = Command::new("criu").arg("check").output()?;
+    if moment.follow == Follow::Programs {
+        let_criu_learn()?;
     }
     let call = Call {
         name: moment.call,
@@ -224,5 +223,16 @@ fn staged(by: By, images: &Path, name: &str) -> PathBuf {
 pub fn is_whole(images: &Path) -> Result<()> {
     let path = images.display().to_string();
     let _said = Cedana::new().run(&["checkpoint", "verify", &path])?.ok()?;
+    Ok(())
+}
+
+/// Has CRIU look at the kernel: what it tries out for that does not work under strace.
+///
+/// # Errors
+/// It cannot be run.
+pub fn let_criu_learn() -> Result<()> {
+    if !Path::new(CRIU_LEARNED).exists() {
+        let _tried = Command::new("criu").arg("check").output().context("run criu")?;
+    }
     Ok(())
 }

@@ -27,7 +27,6 @@ const STANDS_AT_MOST: Duration = Duration::from_secs(15);
 // Moments after which the container's processes are not held by a CRIU that writes to the disk itself.
 const STARTED: Moment = at("start capture", "openat", Place::Bundle("criu.conf"));
 const ASKED: Moment = at("save, the last word", "write", Place::Bundle("hold-question")).by_program();
-const TAKEN: Moment = at("write pages", "openat", Place::Staging("unfinished-0")).by_program();
 const DIGESTED: Moment = at("write out", "openat", Place::Staging("cgroup.img"));
 const COMMITTED: Moment = at("commit", "rename", Place::Staging(""));
 
@@ -67,7 +66,6 @@ fn a_disk_that_hangs_does_not_keep_the_container() -> Result<()> {
         (STARTED, CedanaLeaving, false),
         (STARTED, Cedana, false),
         (ASKED, Cedana, false),
-        (TAKEN, CedanaLeaving, true),
         (DIGESTED, Ctr, false),
         (COMMITTED, CedanaLeaving, true),
     ]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use integration::calls::{Made, Tracing};
 use integration::cedana::Cedana;
-use integration::dump_bed::{Bed, By};
+use integration::dump_bed::{Bed, By, let_criu_learn};
 use integration::host::Host;
 use integration::need;
 use serde_json::Value;
@@ -94,6 +94,7 @@ fn check(made: &[Made], images: &Path) -> Result<()> {
 fn dump(bed: &Bed<'_>, by: By) -> Result<(Vec<Made>, PathBuf)> {
     let images = PathBuf::from(bed.host.made_dir(&format!("{by:?}"))?).join("saved");
     let trace = images.with_file_name("trace");
+    let_criu_learn()?;
     let tracing = Tracing::follow(bed.container().shim_pid()?, &trace)?;
     let said = bed.dump(by, &images).output()?;
     let made = tracing.made()?;
@@ -147,6 +148,7 @@ fn a_checkpoint_goes_when_its_archive_is_on_the_disk() -> Result<()> {
     let bed = Bed::new(&host, WORKLOAD, "60s")?;
     let dir = PathBuf::from(host.made_dir("packed")?);
     let (shown, job) = (dir.display().to_string(), format!("{}/c", host.namespace()));
+    let_criu_learn()?;
     let tracing = Tracing::follow(bed.container().shim_pid()?, &host.dir().join("trace"))?;
     let into = ["--dir", &shown, "--name", "saved", "--compression", "zstd"];
     let _path = Cedana::on(&host).dump(&[&[job.as_str(), "--leave-running"][..], &into[..]].concat())?;

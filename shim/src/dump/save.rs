@@ -65,7 +65,9 @@ impl Dumping<'_> {
             // Before the tasks may end: no lack of room can come between the images and what they need.
             self.write_manifest_beside().await?;
         }
-        self.start_files()?;
+        if self.hold.is_none() {
+            self.start_files()?;
+        }
         let job = self.job;
         let pids = self.pids();
         job.progress
@@ -128,6 +130,8 @@ impl Dumping<'_> {
 
     /// CRIU has written everything and would end the container: not before it is all on the disk.
     async fn answer_hold(&mut self) -> Result<(), DumpCause> {
+        // Not beside CRIU, where there is no hurry: the names that it gives to deleted files are files of the container too.
+        self.start_files()?;
         let cancel = self.job.cancel.clone();
         tokio::select! {
             written = self.write_out_in_time() => written?,

@@ -35,9 +35,9 @@ const DEADLINE_MIN: Duration = Duration::from_secs(60);
 /// The slowest disk that a dump still has to succeed on, in bytes per second.
 const WRITE_RATE_MIN: u64 = 20 * 1024 * 1024;
 
-/// How long a client waits for the removal of what a failed dump has written. A disk that hangs may take longer: then it is removed
-/// when the disk answers.
-const REMOVE_LIMIT: Duration = Duration::from_secs(30);
+/// How long a client waits for the removal of what a failed dump has written; one that paused the container resumes it only then.
+/// A disk that hangs may take longer: then it is removed when the disk answers.
+const REMOVE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Connections named in an error; more would not be read.
 const CONNECTIONS_SHOWN_MAX: usize = 3;
