@@ -92,6 +92,10 @@ pub fn plain_path(name: &Path) -> Result<PathBuf, &'static str> {
         return Err("its name has a zero byte");
     }
     let mut plain = PathBuf::new();
+    if bytes == b"/" {
+        // The top itself, as a diff of a root calls it.
+        return Ok(plain);
+    }
     for (depth, component) in name.components().enumerate() {
         match component {
             Component::Normal(_) if depth >= DEPTH_MAX => return Err("it is too deep"),
@@ -134,7 +138,9 @@ mod tests {
             (".", Ok("")),
             ("", Ok("")),
             ("a..b/...", Ok("a..b/...")),
+            ("/", Ok("")),
             ("/a", Err("its name is absolute")),
+            ("//", Err("its name is absolute")),
             ("..", Err("its name goes up")),
             ("a/../b", Err("its name goes up")),
             ("a/\0", Err("its name has a zero byte")),

@@ -21,6 +21,8 @@ pub struct Writer<W> {
     rest: u64,
     /// Zeros that follow them.
     padding: usize,
+    /// The name of the top directory.
+    top: &'static str,
 }
 
 impl<W: Write> Writer<W> {
@@ -30,7 +32,14 @@ impl<W: Write> Writer<W> {
             out,
             rest: 0,
             padding: 0,
+            top: ".",
         }
+    }
+
+    /// Calls the top directory `/`, as a diff of a root does: podman's unpacker passes over `.`, and the root would have other permissions
+    /// than at the dump, which CRIU compares.
+    pub fn of_root(self) -> Self {
+        Self { top: "/", ..self }
     }
 
     /// Begins an entry. If it has data, exactly [`Entry::stored_bytes`] must follow.
@@ -43,7 +52,7 @@ impl<W: Write> Writer<W> {
         let stored = entry.stored_bytes() + map.len() as u64;
         let mut header = Header::new_ustar();
         let mut records = Vec::new();
-        fill(&mut header, &mut records, entry)?;
+        fill(&mut header, &mut records, entry, self.top)?;
         header.set_size(stored);
         header.set_cksum();
         if !records.is_empty() {
@@ -116,10 +125,10 @@ pub fn padding(len: u64) -> usize {
 }
 
 /// Everything but the size; what does not fit becomes extended records.
-fn fill(header: &mut Header, records: &mut Vec<u8>, entry: &Entry) -> io::Result<()> {
+fn fill(header: &mut Header, records: &mut Vec<u8>, entry: &Entry, top: &str) -> io::Result<()> {
     let mut path = entry.path.as_os_str().as_bytes().to_vec();
     if path.is_empty() {
-        path.push(b'.');
+        path.extend(top.as_bytes());
     }
     let (kind, link) = match &entry.kind {
         Kind::File => (EntryType::Regular, None),
@@ -130,7 +139,7 @@ fn fill(header: &mut Header, records: &mut Vec<u8>, entry: &Entry) -> io::Result
         Kind::BlockDevice(..) => (EntryType::Block, None),
         Kind::Fifo => (EntryType::Fifo, None),
     };
-    if entry.kind == Kind::Directory {
+    if entry.kind == Kind::Directory && !path.ends_with(b"/") {
         path.push(b'/');
     }
     if entry.parts.is_some() {

@@ -73,11 +73,13 @@ pub fn make_of<W: Write>(
     on_progress: &mut OnProgress<'_>,
 ) -> Result<(Made, W), ArchiveError> {
     let place = Place::open(upper).map_err(|error| ArchiveError::storage("read", upper, error))?;
+    let is_layer = tree == Tree::Upper;
+    let writer = Writer::new(out);
     let mut making = Making {
-        is_layer: tree == Tree::Upper,
+        is_layer,
         upper,
         place,
-        writer: Writer::new(out),
+        writer: if is_layer { writer.of_root() } else { writer },
         first_names: HashMap::new(),
         made: Made::default(),
         buffer: vec![0; READ_BYTES],
