@@ -298,7 +298,7 @@ pub(super) async fn bring_layer(facts: &Facts, checkpoint: &str) -> Result<Optio
     let Some(upper) = layer::upper(&facts.rootfs).filter(|_| !checkpoint.is_empty()) else {
         return Ok(None);
     };
-    let failed = |error: RestoreCause| internal("put back the writable layer")(error);
+    let failed = |error: RestoreCause| error.told("put back the writable layer");
     let Some(diff) = layer::of_checkpoint(Path::new(checkpoint)).map_err(failed)? else {
         return Ok(None);
     };

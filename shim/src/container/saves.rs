@@ -203,7 +203,7 @@ async fn in_place(
 /// Mounts the root file system anew, with the writable layer of the checkpoint, if it has one and we had mounted it.
 async fn renew_root(facts: &Facts, checkpoint: &Path) -> Result<Option<Replaced>> {
     let has_layer = layer::of_checkpoint(checkpoint)
-        .map_err(internal("read the checkpoint"))?
+        .map_err(|error| error.told("read the checkpoint"))?
         .is_some();
     if !has_layer || layer::upper(&facts.rootfs).is_none() {
         return Ok(None);

@@ -132,14 +132,26 @@ impl std::error::Error for RestoreError {}
 impl From<RestoreError> for Error {
     fn from(error: RestoreError) -> Self {
         let text = error.to_string();
-        match error.cause {
-            RestoreCause::Exists(_) => Self::AlreadyExists(text),
-            RestoreCause::Images(_) => Self::InvalidArgument(text),
-            RestoreCause::Criu { ref telling, .. } if telling.lasting => Self::FailedPrecondition(text),
-            RestoreCause::Processor(_) => Self::FailedPrecondition(text),
-            RestoreCause::NoCriu(_) => Self::Unimplemented(text),
-            RestoreCause::TimedOut(_) => Self::Unavailable(text),
-            _ => Self::Internal(text),
+        error.cause.of_kind(text)
+    }
+}
+
+impl RestoreCause {
+    /// The same for a client, after what was being done.
+    pub(crate) fn told(self, doing: &str) -> Error {
+        let text = format!("{doing}: {}", chain(&self));
+        self.of_kind(text)
+    }
+
+    fn of_kind(self, text: String) -> Error {
+        match self {
+            Self::Exists(_) => Error::AlreadyExists(text),
+            Self::Images(_) => Error::InvalidArgument(text),
+            Self::Criu { ref telling, .. } if telling.lasting => Error::FailedPrecondition(text),
+            Self::Processor(_) => Error::FailedPrecondition(text),
+            Self::NoCriu(_) => Error::Unimplemented(text),
+            Self::TimedOut(_) => Error::Unavailable(text),
+            _ => Error::Internal(text),
         }
     }
 }
