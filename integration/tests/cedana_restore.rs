@@ -16,6 +16,7 @@ use integration::engine::{Said, run};
 use integration::host::{Host, IMAGE};
 use integration::messages::Status;
 use integration::need;
+use integration::need::OUR_RUNTIME;
 use integration::stdio::eventually;
 
 const SHORT: Duration = Duration::from_secs(20);
@@ -116,6 +117,52 @@ fn of_two_with_one_name_the_one_that_is_meant_comes_back() -> Result<()> {
     let pid = cedana.restore(&[&first.job()])?;
     first.continues(dumped[0], ended[0])?;
     check_books(&one, &first, pid)
+}
+
+#[test]
+fn what_is_restored_without_its_client_is_dumped_again() -> Result<()> {
+    need!(OurShim, "the shim's own service");
+    need!(Criu, "dumps");
+    let host = Host::with_image()?;
+    let cedana = Cedana::new();
+    let script = "i=0; while echo $i; do i=$((i+1)); sleep 0.1; done";
+    let run = [
+        "run",
+        "--detach",
+        "--runtime",
+        OUR_RUNTIME,
+        IMAGE,
+        "clientless",
+        "sh",
+        "-c",
+        script,
+    ];
+    host.ctr(&run)?.ok()?;
+    let into = host.made_dir("checkpoints")?;
+    cedana.dump(&["clientless", "--dir", &into])?;
+    // ctr's fifos are gone after a reboot.
+    for entry in fs::read_dir("/run/containerd/fifo")?.flatten() {
+        let stdin = entry.path().join("clientless-stdin");
+        if stdin.exists() {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    for _ in 0..2 {
+        let pid = cedana.restore(&["clientless"])?;
+        for stream in ["1", "2"] {
+            let file = fs::read_link(format!("/proc/{pid}/fd/{stream}"))?;
+            ensure!(
+                file.to_string_lossy().starts_with("pipe:"),
+                "{stream}: {}",
+                file.display()
+            );
+        }
+        cedana.dump(&["clientless", "--dir", &into])?;
+    }
+    cedana.restore(&["clientless"])?;
+    host.ctr(&["tasks", "kill", "--signal", "KILL", "clientless"])?
+        .ok()?;
+    Ok(())
 }
 
 #[test]

@@ -131,6 +131,8 @@ pub struct Prepared {
     outputs: Vec<(OutputTarget, Option<OwnedFd>)>,
     console: Option<ConsoleSocket>,
     logger: Option<Logger>,
+    /// Who owns the container's ends.
+    owner: Option<(u32, u32)>,
 }
 
 /// Opens what the client named and makes the container's side of it. Does not wait for anyone.
@@ -144,6 +146,7 @@ pub fn prepare(request: &StdioRequest, context: &Context<'_>) -> Result<Prepared
         outputs: Vec::new(),
         console: None,
         logger: None,
+        owner: context.owner,
     };
     let stdout = location::parse(&request.stdout)?;
     if !request.stdin.is_empty() {
@@ -178,6 +181,32 @@ impl Prepared {
     /// container's ends, no stream ever ends.
     pub fn child_stdio(&mut self) -> [Stdio; 3] {
         std::mem::take(&mut self.child).map(|fd| fd.map_or_else(Stdio::null, Stdio::from))
+    }
+
+    /// Gives a pipe to each stream that has nothing, for a restore: what was a pipe at the dump becomes what stands here, and with the
+    /// host's `/dev/null` there CRIU could not save the container again ("Can't lookup mount", 4.2). Nothing comes in, and what goes
+    /// out goes nowhere.
+    ///
+    /// # Errors
+    /// There are no descriptors.
+    pub fn give_pipes(&mut self) -> Result<(), StdioError> {
+        if self.console.is_some() {
+            return Ok(());
+        }
+        let owner = self.owner;
+        for (slot, end) in self.child.iter_mut().enumerate().filter(|(_, end)| end.is_none()) {
+            let pipe = Pipe::open()?;
+            if slot == 0 {
+                give_to(&pipe.read, owner)?;
+                *end = Some(pipe.read);
+            } else {
+                give_to(&pipe.write, owner)?;
+                set_nonblocking(&pipe.read)?;
+                *end = Some(pipe.write);
+                self.outputs.push((OutputTarget::Nowhere, Some(pipe.read)));
+            }
+        }
+        Ok(())
     }
 
     /// Where runc is to send the terminal (`--console-socket`), if the process has one.

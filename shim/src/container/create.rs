@@ -362,6 +362,9 @@ pub(super) async fn restore_init(
     settings: &config::Restore,
 ) -> Result<Init> {
     make_own_shm(&facts.bundle)?;
+    prepared
+        .give_pipes()
+        .map_err(internal("make pipes for what was one"))?;
     let work_path = Some(&facts.options.criu_work_path)
         .filter(|path| !path.is_empty())
         .map(PathBuf::from);
