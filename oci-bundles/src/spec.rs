@@ -6,6 +6,7 @@
 mod binds;
 mod devices;
 mod edit;
+pub mod rights;
 
 use std::collections::BTreeMap;
 use std::fs::File;

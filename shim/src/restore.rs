@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  Create: find criu -> read images -> prepare directories -> put back files -> configure criu -> serve pages -> restore (runc restore)
-//!          -> read pid
+//!          -> read pid -> check rights
 //!          | raise loopback -> unconfigure criu -> put away
 //!  Start:  release
 //! ```
@@ -19,6 +19,7 @@ mod error;
 mod files;
 pub(crate) mod layer;
 pub mod loopback;
+mod rights;
 mod steps;
 
 use std::ffi::OsString;
@@ -139,7 +140,7 @@ struct Restoring {
 }
 
 /// Up to the point from which the processes are there.
-fn before_commit() -> [Phase<Restoring, RestoreCause>; 8] {
+fn before_commit() -> [Phase<Restoring, RestoreCause>; 9] {
     [
         Phase {
             name: "find criu",
@@ -179,6 +180,11 @@ fn before_commit() -> [Phase<Restoring, RestoreCause>; 8] {
         Phase {
             name: "read pid",
             act: |restore| Box::pin(async { restore.read_pid() }),
+            undo: None,
+        },
+        Phase {
+            name: "check rights",
+            act: |restore| Box::pin(async { restore.check_rights() }),
             undo: None,
         },
     ]

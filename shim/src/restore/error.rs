@@ -57,6 +57,12 @@ pub enum RestoreCause {
          one, or set the annotation cedana.restore.skip-cpu-check to true"
     )]
     Processor(String),
+    /// Its processes may more than the container.
+    #[error(
+        "use the checkpoint: its processes come with what the container may not have ({0}); restore it into a container that may, if you \
+         trust it"
+    )]
+    Rights(String),
     /// The cgroup of the restored container.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -148,7 +154,7 @@ impl RestoreCause {
             Self::Exists(_) => Error::AlreadyExists(text),
             Self::Images(_) => Error::InvalidArgument(text),
             Self::Criu { ref telling, .. } if telling.lasting => Error::FailedPrecondition(text),
-            Self::Processor(_) => Error::FailedPrecondition(text),
+            Self::Processor(_) | Self::Rights(_) => Error::FailedPrecondition(text),
             Self::NoCriu(_) => Error::Unimplemented(text),
             Self::TimedOut(_) => Error::Unavailable(text),
             _ => Error::Internal(text),

@@ -9,9 +9,11 @@ use std::time::Duration;
 use config::Tcp;
 use oci_bundles::layout::{Layout, Shape};
 use oci_bundles::spec::SpecView;
+use oci_bundles::spec::rights::Rights;
 
 use super::files::Waiting;
-use super::{RestoreCause, RestoreJob, Restoring, loopback};
+use super::{RestoreCause, RestoreJob, Restoring, loopback, rights};
+use crate::cgroup::Cgroup;
 use crate::criu::conf::{self, Options, Request};
 use crate::criu::file::read_regular;
 use crate::criu::images::{self, Summary};
@@ -269,6 +271,19 @@ impl Restoring {
         let text = read_regular(&path, PID_FILE_SIZE_MAX).map_err(RestoreCause::files("read", &path))?;
         self.pid = parse_pid(&text).ok_or_else(|| RestoreCause::NoPid(path.display().to_string()))?;
         Ok(())
+    }
+
+    /// Nothing of it has run yet.
+    pub(super) fn check_rights(&mut self) -> Result<(), RestoreCause> {
+        let mut pids = Cgroup::of_pid(self.pid)?.procs();
+        if !pids.contains(&self.pid) {
+            pids.push(self.pid);
+        }
+        let excess = rights::excess(&pids, &Rights::read(&self.bundle)?);
+        match excess.map_err(RestoreCause::files("read", Path::new("/proc")))? {
+            Some(problem) => Err(RestoreCause::Rights(problem)),
+            None => Ok(()),
+        }
     }
 
     /// Does what runc does for a network namespace it makes; one that was given belongs to whoever made it.
