@@ -294,7 +294,9 @@ pub(super) fn unmount_rootfs(bundle: &Path) -> Result<()> {
 
 /// Puts the writable layer of a checkpoint in the place of the container's, if it has one and we are to mount it.
 pub(super) async fn bring_layer(facts: &Facts, checkpoint: &str) -> Result<Option<Replaced>> {
-    layer::mend(&facts.rootfs).map_err(internal("put back the layer that a restore had replaced"))?;
+    let left =
+        layer::mend(&facts.rootfs).map_err(internal("put back the layer that a restore had replaced"))?;
+    left.into_iter().for_each(remove_layer);
     let Some(upper) = layer::upper(&facts.rootfs).filter(|_| !checkpoint.is_empty()) else {
         return Ok(None);
     };
@@ -306,11 +308,16 @@ pub(super) async fn bring_layer(facts: &Facts, checkpoint: &str) -> Result<Optio
     replaced.map(Some).map_err(failed)
 }
 
-/// Removing a layer takes as long as it has files: not on the shim's only thread.
+/// The restore went well.
 pub(super) fn keep_layer(layer: Option<Replaced>) {
-    if let Some(layer) = layer {
-        drop(tokio::task::spawn_blocking(|| layer.keep()));
+    if let Some(gone) = layer.and_then(Replaced::keep) {
+        remove_layer(gone);
     }
+}
+
+/// Takes as long as it has files: not on the shim's only thread.
+fn remove_layer(gone: PathBuf) {
+    drop(tokio::task::spawn_blocking(move || layer::remove(&gone)));
 }
 
 /// After a failure; the root file system is unmounted.

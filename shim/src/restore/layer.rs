@@ -2,20 +2,26 @@
 //!
 //! ```text
 //!   <snapshot>/fs --rename--> <snapshot>/.fs.cedana-before      then: mount, restore
-//!   rootfs-diff.tar --worker--> <snapshot>/fs (fresh)              it went well: the one before is removed
+//!   rootfs-diff.tar --worker--> <snapshot>/fs (fresh)              it went well: the one before is renamed to .fs.cedana-gone,
+//!                                                                                and removed when there is time
 //!                                                                  it failed:    it is renamed back
 //! ```
+//!
+//! Invariant: what is called `before` is a whole layer, and the container has not run on the other one. What is being removed has
+//! another name, so that a removal that is cut short leaves nothing that [`mend`] would take for a layer.
 //!
 //! Only where we mount the root file system ourselves, as containerd's clients have it: an overlay must not be mounted while its upper
 //! directory is changed. It is replaced as a whole, whatever was in it, so that what a container did to its files after the dump
 //! is undone by the restore like what it did to its memory. Where the client has it mounted already (docker's own storage), the layer
 //! is put through the mount, and only into another container than the one that was dumped: in that one docker keeps the files as they are.
 //!
-//! A shim that dies meanwhile leaves both; [`mend`] puts the one before back when the container is made again.
+//! A shim that dies meanwhile leaves both; [`mend`] puts the one before back when the container is made again, and names what a
+//! removal has left.
 
-use std::fs::{self, DirBuilder};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+mod aside;
+
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -28,6 +34,8 @@ use crate::criu::manifest::{self, Manifest};
 use crate::reap::Reaper;
 use crate::worker::errand::Errand;
 use crate::worker::files::{Into, PUT_BACK, PutBack, PutBackOrder};
+
+pub use aside::remove;
 
 /// How long files may be put back; the rest of a restore has its own deadline.
 const PUT_BACK_LIMIT: Duration = Duration::from_secs(60 * 60);
@@ -84,15 +92,18 @@ pub fn upper(rootfs: &[Mount]) -> Option<PathBuf> {
     upper.filter(|_| mount.kind == "overlay").map(PathBuf::from)
 }
 
-/// Puts the layer of an attempt that nobody brought to its end back.
+/// Puts the layer of an attempt that nobody brought to its end back. Names what is left of those that were replaced, for [`remove`].
 ///
 /// # Errors
 /// What the file system says.
-pub fn mend(rootfs: &[Mount]) -> Result<(), RestoreCause> {
-    match upper(rootfs) {
-        Some(upper) if before(&upper).exists() => Replaced { upper }.put_back(),
-        _ => Ok(()),
+pub fn mend(rootfs: &[Mount]) -> Result<Vec<PathBuf>, RestoreCause> {
+    let Some(upper) = upper(rootfs) else {
+        return Ok(Vec::new());
+    };
+    if aside::before(&upper).exists() {
+        Replaced { upper: upper.clone() }.put_back()?;
     }
+    Ok(aside::given_up(&upper))
 }
 
 impl Replaced {
@@ -106,7 +117,7 @@ impl Replaced {
         upper: PathBuf,
         bundle: &Path,
     ) -> Result<Self, RestoreCause> {
-        renew(&upper).map_err(RestoreCause::files("make room for the saved layer in", &upper))?;
+        aside::renew(&upper).map_err(RestoreCause::files("make room for the saved layer in", &upper))?;
         let replaced = Self { upper };
         let order = PutBackOrder {
             tar: diff,
@@ -123,12 +134,17 @@ impl Replaced {
         }
     }
 
-    /// The restore went well.
-    pub fn keep(self) {
-        let before = before(&self.upper);
-        if let Err(error) = fs::remove_dir_all(&before) {
-            tracing::warn!(layer = %before.display(), %error, "the layer that was replaced stays");
-        }
+    /// The restore went well: what was there before is no layer any more, and to be [removed](remove).
+    pub fn keep(self) -> Option<PathBuf> {
+        aside::give_up(&self.upper)
+            .inspect_err(|error| {
+                let layer = aside::before(&self.upper);
+                tracing::error!(
+                    layer = %layer.display(), %error,
+                    "the layer that was replaced cannot be renamed: remove it, or the next create puts it back"
+                );
+            })
+            .ok()
     }
 
     /// It did not: the layer that was there is there again. Nothing may have it mounted.
@@ -138,7 +154,7 @@ impl Replaced {
     pub fn put_back(self) -> Result<(), RestoreCause> {
         let removed = match fs::remove_dir_all(&self.upper) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-            _ => fs::rename(before(&self.upper), &self.upper),
+            _ => fs::rename(aside::before(&self.upper), &self.upper),
         };
         removed.map_err(RestoreCause::files("put back", &self.upper))
     }
@@ -155,26 +171,6 @@ pub(super) async fn put_back(
         tracing::warn!(to = %order.to.display(), devices = ?done.left_out, "devices of the checkpoint that the container may not have are left out");
     }
     Ok(())
-}
-
-/// Where the layer of before is: beside it, on the same file system, and gone with the snapshot.
-fn before(upper: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(upper.file_name().unwrap_or_default());
-    name.push(".cedana-before");
-    upper.with_file_name(name)
-}
-
-/// Puts the directory aside and makes an empty one like it.
-fn renew(upper: &Path) -> io::Result<()> {
-    let (was, before) = (fs::metadata(upper)?, before(upper));
-    fs::rename(upper, &before)?;
-    let made = DirBuilder::new().mode(was.mode() & 0o7777).create(upper);
-    made.and_then(|()| chown(upper, Some(was.uid()), Some(was.gid())))
-        .inspect_err(|_| {
-            // Of the two errors the first one tells more.
-            drop(fs::remove_dir(upper).and_then(|()| fs::rename(&before, upper)));
-        })
 }
 
 #[cfg(test)]
@@ -197,15 +193,15 @@ mod tests {
         fs::write(upper.join("was"), "").expect("a file");
         let rootfs = overlay(&upper);
         assert_eq!(super::upper(&rootfs), Some(upper.clone()));
-        mend(&rootfs).expect("nothing to do");
+        assert!(mend(&rootfs).expect("nothing to do").is_empty());
         for ends_well in [false, true] {
-            renew(&upper).expect("aside");
+            aside::renew(&upper).expect("aside");
             fs::write(upper.join("is"), "").expect("a file");
             let replaced = Replaced { upper: upper.clone() };
             match ends_well {
-                true => replaced.keep(),
+                true => remove(&replaced.keep().expect("renamed")),
                 // As the next one does it who makes the container, after a shim that died.
-                false => mend(&rootfs).expect("put back"),
+                false => assert!(mend(&rootfs).expect("put back").is_empty()),
             }
             assert_eq!(upper.join("is").exists(), ends_well);
             assert_eq!(upper.join("was").exists(), !ends_well);
@@ -217,6 +213,35 @@ mod tests {
             ..Mount::default()
         };
         assert_eq!(super::upper(&[bind]), None);
+    }
+
+    #[test]
+    fn what_a_removal_has_left_is_never_put_back() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let upper = dir.path().join("fs");
+        fs::create_dir(&upper).expect("a directory");
+        let rootfs = overlay(&upper);
+        // One restore after the other, and no removal comes to its end.
+        let mut left = Vec::new();
+        for round in ["0", "1", "2"] {
+            fs::write(upper.join(round), "").expect("a file");
+            aside::renew(&upper).expect("aside");
+            left.push(Replaced { upper: upper.clone() }.keep().expect("renamed"));
+        }
+        fs::write(upper.join("live"), "").expect("a file");
+        let mut named = mend(&rootfs).expect("nothing is put back");
+        named.sort();
+        assert_eq!(named, left);
+        let live: Vec<_> = fs::read_dir(&upper)
+            .expect("listed")
+            .flatten()
+            .map(|entry| entry.file_name())
+            .collect();
+        assert_eq!(live, ["live"]);
+        named.iter().for_each(|gone| remove(gone));
+        assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 1);
+        // As if another had been quicker.
+        remove(&left[0]);
     }
 
     #[test]
