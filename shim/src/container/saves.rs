@@ -26,6 +26,9 @@ use crate::restore::layer::{self, Replaced};
 use crate::state::{Act, Status, check};
 use crate::stdio::{self, StdioRequest, Streams};
 
+/// What is told when a restore in place fails and so does what is to be as it was.
+const NOT_MOUNTED: &str = "the root file system of a failed restore is not mounted again";
+
 impl Owner {
     pub(super) fn checkpoint(
         &mut self,
@@ -217,7 +220,12 @@ async fn renew_root(facts: &Facts, checkpoint: &Path) -> Result<Option<Replaced>
             take_root_back(facts, layer);
             Err(error)
         }
-        (Err(error), _) => Err(error),
+        (Err(error), mounted) => {
+            if let Err(error) = mounted {
+                tracing::warn!(id = facts.id, %error, "{NOT_MOUNTED}");
+            }
+            Err(error)
+        }
     }
 }
 
@@ -228,7 +236,7 @@ fn take_root_back(facts: &Facts, layer: Option<Replaced>) {
     }
     put_layer_back(facts, layer);
     if let Err(error) = mount_rootfs(&facts.bundle, &facts.rootfs) {
-        tracing::warn!(id = facts.id, %error, "the root file system of a failed restore is not mounted again");
+        tracing::warn!(id = facts.id, %error, "{NOT_MOUNTED}");
     }
 }
 
