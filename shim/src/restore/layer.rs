@@ -167,8 +167,8 @@ pub(super) async fn put_back(
     limit: Duration,
 ) -> Result<(), RestoreCause> {
     let done: PutBack = Errand::start(reaper, PUT_BACK, order)?.answer(limit).await?;
-    if !done.left_out.is_empty() {
-        tracing::warn!(to = %order.to.display(), devices = ?done.left_out, "devices of the checkpoint that the container may not have are left out");
+    if done.left_out > 0 {
+        tracing::warn!(to = %order.to.display(), count = done.left_out, first = ?done.names, "devices of the checkpoint that the container may not have are left out");
     }
     Ok(())
 }

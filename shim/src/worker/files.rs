@@ -94,6 +94,33 @@ impl Into {
 pub(crate) struct PutBack {
     /// Bytes of files.
     pub bytes: u64,
-    /// Devices that the container may not have.
-    pub left_out: Vec<PathBuf>,
+    /// How many devices were left out that the container may not have.
+    pub left_out: u64,
+    /// The first of them, for people: an answer has an end, and a name need not be text.
+    pub names: Vec<String>,
+}
+
+/// Names told of devices that are left out.
+pub(super) const NAMES_MAX: usize = 5;
+
+/// The first of these, as text.
+pub(super) fn some(paths: &[PathBuf]) -> Vec<String> {
+    let names = paths.iter().take(NAMES_MAX);
+    names.map(|path| path.display().to_string()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_takes_names_that_are_no_text_and_few_of_many() {
+        let path = PathBuf::from(OsStr::from_bytes(b"dev/\xff"));
+        let names = some(&vec![path; 100_000]);
+        assert_eq!(names, vec!["dev/\u{fffd}"; NAMES_MAX]);
+        assert!(serde_json::to_string(&names).is_ok());
+    }
 }

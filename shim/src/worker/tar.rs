@@ -14,7 +14,7 @@ use std::env;
 use std::error::Error;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -28,6 +28,7 @@ use oci_bundles::memory;
 use oci_bundles::rootfs::apply::{Allowed, Device};
 use oci_bundles::spec::Devices;
 
+use super::files::some;
 use crate::criu::tools::{BUNDLE, TAR, path_without};
 
 /// How CRIU has a file system packed, up to where it is.
@@ -84,9 +85,16 @@ fn act(wanted: &Wanted) -> Result<(), Box<dyn Error>> {
         Wanted::Create(dir) => drop(memory::save(dir, File::from(own(io::stdout())?), on_progress)?),
         Wanted::Extract(dir) => {
             let bundle = env::var_os(BUNDLE).map(PathBuf::from);
-            let devices = bundle
-                .and_then(|bundle| Devices::read(&bundle).ok())
-                .unwrap_or_default();
+            let devices = bundle.map_or_else(
+                || Err("nobody said which".to_owned()),
+                |bundle| Devices::read(&bundle).map_err(|error| error.to_string()),
+            );
+            let devices = devices.unwrap_or_else(|why| {
+                say(&format!(
+                    "the devices that the container may have are not known, so none is made: {why}"
+                ));
+                Devices::default()
+            });
             let allowed = Allowed {
                 limits: Limits::default(),
                 device: &|Device {
@@ -97,10 +105,21 @@ fn act(wanted: &Wanted) -> Result<(), Box<dyn Error>> {
             };
             let name = Path::new("the image of a tmpfs");
             let saved = File::from(own(io::stdin())?);
-            drop(memory::put_back(saved, name, dir, &allowed, on_progress)?);
+            let applied = memory::put_back(saved, name, dir, &allowed, on_progress)?;
+            if !applied.left_out.is_empty() {
+                let (count, first) = (applied.left_out.len(), some(&applied.left_out).join(", "));
+                say(&format!(
+                    "{count} device(s) that the container may not have are left out: {first}"
+                ));
+            }
         }
     }
     Ok(())
+}
+
+/// Into CRIU's log, if it is still there.
+fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// A standard stream without what the library keeps of it between calls.

@@ -11,7 +11,7 @@ use oci_bundles::archive::Limits;
 use oci_bundles::rootfs::apply::{Allowed, Device, apply_to};
 use oci_bundles::spec::Devices;
 
-use super::{Into, PutBack, PutBackOrder};
+use super::{Into, PutBack, PutBackOrder, some};
 
 /// Bytes read of a tar at once.
 const READ_BYTES: usize = 256 << 10;
@@ -48,7 +48,8 @@ pub(in crate::worker) fn put_back(order: PutBackOrder) -> Result<PutBack, String
         apply_to(into.tree(), input, tar, to, &allowed, on_progress).map_err(|error| error.to_string())?;
     Ok(PutBack {
         bytes: applied.bytes,
-        left_out: applied.left_out,
+        left_out: applied.left_out.len() as u64,
+        names: some(&applied.left_out),
     })
 }
 
