@@ -115,7 +115,7 @@ pub async fn create(mut request: Request, around: Surroundings) -> Result<Contai
     let facts = Arc::new(Facts::new(&request, spec, settings, key, around));
     refuse_foreign_state(&facts)?;
     give_criu_a_config(&facts)?;
-    let layer = bring_layer(&facts, &request.checkpoint).await?;
+    let layer = bring_layer(&facts, &request.checkpoint, &facts.settings.restore).await?;
     if let Err(error) = mount_rootfs(&facts.bundle, &request.rootfs) {
         put_layer_back(&facts, layer);
         return Err(error);
@@ -293,7 +293,11 @@ pub(super) fn unmount_rootfs(bundle: &Path) -> Result<()> {
 }
 
 /// Puts the writable layer of a checkpoint in the place of the container's, if it has one and we are to mount it.
-pub(super) async fn bring_layer(facts: &Facts, checkpoint: &str) -> Result<Option<Replaced>> {
+pub(super) async fn bring_layer(
+    facts: &Facts,
+    checkpoint: &str,
+    settings: &config::Restore,
+) -> Result<Option<Replaced>> {
     let left =
         layer::mend(&facts.rootfs).map_err(internal("put back the layer that a restore had replaced"))?;
     left.into_iter().for_each(remove_layer);
@@ -304,7 +308,7 @@ pub(super) async fn bring_layer(facts: &Facts, checkpoint: &str) -> Result<Optio
     let Some(diff) = layer::of_checkpoint(Path::new(checkpoint)).map_err(failed)? else {
         return Ok(None);
     };
-    let replaced = Replaced::with(&facts.reaper, diff, upper, &facts.bundle).await;
+    let replaced = Replaced::with(&facts.reaper, diff, upper, &facts.bundle, settings.timeout).await;
     replaced.map(Some).map_err(failed)
 }
 

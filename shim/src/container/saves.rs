@@ -175,7 +175,7 @@ async fn in_place(
     settings: &config::Restore,
 ) -> Result<(i32, Streams, Restored)> {
     delete_from_runc(facts, None).await?;
-    let layer = renew_root(facts, &checkpoint).await?;
+    let layer = renew_root(facts, &checkpoint, settings).await?;
     let from = From {
         checkpoint,
         layer_is_there: layer.is_some(),
@@ -204,7 +204,11 @@ async fn in_place(
 }
 
 /// Mounts the root file system anew, with the writable layer of the checkpoint, if it has one and we had mounted it.
-async fn renew_root(facts: &Facts, checkpoint: &Path) -> Result<Option<Replaced>> {
+async fn renew_root(
+    facts: &Facts,
+    checkpoint: &Path,
+    settings: &config::Restore,
+) -> Result<Option<Replaced>> {
     let has_layer = layer::of_checkpoint(checkpoint)
         .map_err(|error| error.told("read the checkpoint"))?
         .is_some();
@@ -212,7 +216,7 @@ async fn renew_root(facts: &Facts, checkpoint: &Path) -> Result<Option<Replaced>
         return Ok(None);
     }
     unmount_rootfs(&facts.bundle)?;
-    let layer = bring_layer(facts, &checkpoint.display().to_string()).await;
+    let layer = bring_layer(facts, &checkpoint.display().to_string(), settings).await;
     let mounted = mount_rootfs(&facts.bundle, &facts.rootfs);
     match (layer, mounted) {
         (Ok(layer), Ok(())) => Ok(layer),

@@ -62,7 +62,7 @@ pub enum DumpCause {
     Capture(String),
     /// Files that CRIU leaves out were not saved.
     #[error("save the container's files: {0}")]
-    Worker(#[from] ErrandError),
+    Worker(ErrandError),
     /// A client gave it up.
     #[error("given up, as asked")]
     Cancelled,
@@ -85,6 +85,15 @@ pub enum DumpCause {
         /// The reason.
         source: io::Error,
     },
+}
+
+impl From<ErrandError> for DumpCause {
+    fn from(error: ErrandError) -> Self {
+        match error.is_late() {
+            true => Self::TimedOut(format!("save the container's files: {error}")),
+            false => Self::Worker(error),
+        }
+    }
 }
 
 impl DumpCause {

@@ -1,12 +1,14 @@
 //! The dump's side of the files that CRIU leaves out: a worker saves them while CRIU saves the rest.
 
+use std::time::Duration;
+
 use config::Files;
 use oci_bundles::layout::Shape;
 use oci_bundles::manifest::NotSaved;
 
 use super::{DumpCause, Dumping};
 use crate::restore::layer::LAYER_NOT_SAVED as LAYER;
-use crate::worker::errand::Errand;
+use crate::worker::errand::{Errand, Limit};
 use crate::worker::files::{SAVE, SaveOrder, Saved, shm};
 
 impl Dumping<'_> {
@@ -28,10 +30,18 @@ impl Dumping<'_> {
     /// Waits until they are saved: before that nothing of the container may go on.
     pub(super) async fn finish_files(&mut self) -> Result<(), DumpCause> {
         if let Some(errand) = self.files.take() {
-            let saved: Saved = errand.answer(self.deadline).await?;
+            let saved: Saved = errand.answer(self.files_limit()).await?;
             tell(&mut self.manifest.not_saved, saved);
         }
         Ok(())
+    }
+
+    /// As long as is said; else as long as the worker moves: how large a layer is it finds out only while it reads it.
+    fn files_limit(&self) -> Limit {
+        match self.job.settings.timeout {
+            Duration::ZERO => Limit::Still(self.deadline),
+            said => Limit::Whole(said),
+        }
     }
 
     /// Whether the writable layer goes into the checkpoint. Of the Task API's clients some keep it themselves.

@@ -77,7 +77,7 @@ pub enum RestoreCause {
     Loopback(#[source] io::Error),
     /// Files of the checkpoint were not put back.
     #[error("put the container's files back: {0}")]
-    Worker(#[from] ErrandError),
+    Worker(ErrandError),
     /// Something of the failed attempt would not go away.
     #[error("remove what is left of the attempt: {0}")]
     Remains(String),
@@ -91,6 +91,15 @@ pub enum RestoreCause {
         /// The reason.
         source: io::Error,
     },
+}
+
+impl From<ErrandError> for RestoreCause {
+    fn from(error: ErrandError) -> Self {
+        match error.is_late() {
+            true => Self::TimedOut(format!("put the container's files back: {error}")),
+            false => Self::Worker(error),
+        }
+    }
 }
 
 impl RestoreCause {

@@ -73,6 +73,6 @@ impl Restoring {
             into,
             bundle: self.bundle.clone(),
         };
-        put_back(&self.runc.reaper, &order, self.deadline()).await
+        put_back(&self.runc.reaper, &order, self.settings.timeout).await
     }
 }

@@ -32,13 +32,13 @@ use oci_bundles::mounts::Mount;
 use super::RestoreCause;
 use crate::criu::manifest::{self, Manifest};
 use crate::reap::Reaper;
-use crate::worker::errand::Errand;
+use crate::worker::errand::{Errand, Limit};
 use crate::worker::files::{Into, PUT_BACK, PutBack, PutBackOrder};
 
 pub use aside::remove;
 
-/// How long files may be put back; the rest of a restore has its own deadline.
-const PUT_BACK_LIMIT: Duration = Duration::from_secs(60 * 60);
+/// How long a worker that puts files back may stand still; how many there are is known only when they are.
+const STILL_MAX: Duration = Duration::from_secs(60);
 
 /// The word by which a manifest names a writable layer that is not saved.
 pub(crate) const LAYER_NOT_SAVED: &str = "rootfs";
@@ -116,6 +116,7 @@ impl Replaced {
         diff: PathBuf,
         upper: PathBuf,
         bundle: &Path,
+        said: Duration,
     ) -> Result<Self, RestoreCause> {
         aside::renew(&upper).map_err(RestoreCause::files("make room for the saved layer in", &upper))?;
         let replaced = Self { upper };
@@ -125,7 +126,7 @@ impl Replaced {
             into: Into::Upper,
             bundle: bundle.to_owned(),
         };
-        match put_back(reaper, &order, PUT_BACK_LIMIT).await {
+        match put_back(reaper, &order, said).await {
             Ok(()) => Ok(replaced),
             Err(cause) => {
                 replaced.put_back()?;
@@ -160,12 +161,16 @@ impl Replaced {
     }
 }
 
-/// Has a worker put files back.
+/// Has a worker put files back, within the time that is said, or as long as it moves.
 pub(super) async fn put_back(
     reaper: &Reaper,
     order: &PutBackOrder,
-    limit: Duration,
+    said: Duration,
 ) -> Result<(), RestoreCause> {
+    let limit = match said {
+        Duration::ZERO => Limit::Still(STILL_MAX),
+        said => Limit::Whole(said),
+    };
     let done: PutBack = Errand::start(reaper, PUT_BACK, order)?.answer(limit).await?;
     if done.left_out > 0 {
         tracing::warn!(to = %order.to.display(), count = done.left_out, first = ?done.names, "devices of the checkpoint that the container may not have are left out");

@@ -2,8 +2,10 @@
 
 use std::ffi::OsStr;
 use std::fmt::Display;
+use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -45,6 +47,25 @@ pub enum ErrandError {
     /// It took longer than it may, and was killed.
     #[error("have a worker do it within {} s", .0.as_secs())]
     TimedOut(Duration),
+    /// It moved nothing for so long, and was killed.
+    #[error("the worker has neither read nor written anything for {} s", .0.as_secs())]
+    Stalled(Duration),
+}
+
+impl ErrandError {
+    /// Whether more time might have helped.
+    pub fn is_late(&self) -> bool {
+        matches!(self, Self::TimedOut(_) | Self::Stalled(_))
+    }
+}
+
+/// How long an errand may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// In all.
+    Whole(Duration),
+    /// Without reading or writing anything: what there is to do is not known before.
+    Still(Duration),
 }
 
 /// A worker under way. Dropped, it is killed.
@@ -93,13 +114,25 @@ impl Errand {
     ///
     /// # Errors
     /// It failed, it ended without one, or it took too long.
-    pub async fn answer<T: DeserializeOwned>(mut self, limit: Duration) -> Result<T, ErrandError> {
+    pub async fn answer<T: DeserializeOwned>(mut self, limit: Limit) -> Result<T, ErrandError> {
+        let pid = self.pid;
         let mut text = Vec::new();
         let mut limited = (&mut self.answer).take(ANSWER_BYTES_MAX);
-        match timeout(limit, limited.read_to_end(&mut text)).await {
-            Err(_) => return Err(ErrandError::TimedOut(limit)),
-            Ok(Err(error)) => return Err(ErrandError::Worker(error.to_string())),
-            Ok(Ok(_)) => {}
+        let mut read = pin!(limited.read_to_end(&mut text));
+        let mut moved = moved_by(pid);
+        loop {
+            let (Limit::Whole(time) | Limit::Still(time)) = limit;
+            match (timeout(time, &mut read).await, limit) {
+                (Ok(Err(error)), _) => return Err(ErrandError::Worker(error.to_string())),
+                (Ok(Ok(_)), _) => break,
+                (Err(_), Limit::Whole(_)) => return Err(ErrandError::TimedOut(time)),
+                (Err(_), Limit::Still(_)) => {
+                    let before = std::mem::replace(&mut moved, moved_by(pid));
+                    if moved == before {
+                        return Err(ErrandError::Stalled(time));
+                    }
+                }
+            }
         }
         match serde_json::from_slice(&text) {
             Ok(Answer::Done(answer)) => Ok(answer),
@@ -107,6 +140,16 @@ impl Errand {
             Err(_) => Err(ErrandError::Worker("it ended without an answer".to_owned())),
         }
     }
+}
+
+/// What a process has read and written, in bytes. The kernel counts it: no disk is asked.
+fn moved_by(pid: i32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+    let counts = text.lines().filter_map(|line| {
+        let (name, count) = line.split_once(": ")?;
+        matches!(name, "rchar" | "wchar").then(|| count.parse().unwrap_or(0))
+    });
+    counts.fold(0, u64::saturating_add)
 }
 
 impl Drop for Errand {
@@ -148,8 +191,41 @@ mod tests {
     async fn a_worker_that_is_none_is_a_failure() {
         // The test's own program stands for the worker: with this argument it only says what it could do, and ends.
         let reaper = Reaper::new();
-        let errand = Errand::start(&reaper, "--list", &"an order").expect("started");
-        let answer = errand.answer::<String>(Duration::from_secs(30)).await;
+        // It may end before it has heard the order.
+        let answer = match Errand::start(&reaper, "--list", &"an order") {
+            Ok(errand) => {
+                errand
+                    .answer::<String>(Limit::Whole(Duration::from_secs(30)))
+                    .await
+            }
+            Err(error) => Err(error),
+        };
         assert!(matches!(answer, Err(ErrandError::Worker(_))), "{answer:?}");
+    }
+
+    /// A shell in the place of a worker.
+    fn errand(reaper: &Reaper, script: &str) -> Errand {
+        let mut command = Command::new("sh");
+        let _ = command.args(["-c", script]).stdout(Stdio::piped());
+        let mut child = reaper.spawn(&mut command).expect("a shell");
+        let stdout = OwnedFd::from(child.stdout.take().expect("a pipe"));
+        Errand {
+            pid: child.pid,
+            exit: child.exit,
+            answer: pipe::Receiver::from_owned_fd(stdout).expect("a pipe"),
+        }
+    }
+
+    #[tokio::test]
+    async fn who_moves_something_has_time_and_who_does_not_has_an_end() {
+        let reaper = Reaper::new();
+        let still = Limit::Still(Duration::from_millis(400));
+        let works = "i=0; while [ $i -lt 30 ]; do echo >/dev/null; sleep 0.02; i=$((i+1)); done; echo '{\"done\": 7}'";
+        assert_eq!(errand(&reaper, works).answer::<i32>(still).await.ok(), Some(7));
+        let hangs = errand(&reaper, "exec sleep 60").answer::<i32>(still).await;
+        assert!(matches!(hangs, Err(ErrandError::Stalled(_))), "{hangs:?}");
+        let whole = Limit::Whole(Duration::from_millis(50));
+        let late = errand(&reaper, works).answer::<i32>(whole).await;
+        assert!(late.is_err_and(|error| error.is_late()));
     }
 }
