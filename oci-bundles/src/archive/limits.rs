@@ -13,6 +13,9 @@ pub struct Limits {
     pub ratio_from: u64,
 }
 
+/// Entries of what was in memory. A tmpfs has as many files as half of the host's memory has pages, unless it is told otherwise.
+pub(crate) const MEMORY_ENTRIES_MAX: u64 = 1 << 24;
+
 /// The longest path in an archive, in bytes: the kernel's own limit.
 pub(crate) const PATH_BYTES_MAX: usize = 4096;
 
@@ -27,6 +30,16 @@ pub(crate) const SPARSE_PARTS_MAX: u64 = 1 << 20;
 
 /// Zeros that may follow the end of a tar, in bytes: tools fill the last record, of 10 KiB unless told otherwise.
 pub(crate) const TAIL_BYTES_MAX: u64 = 1 << 20;
+
+impl Limits {
+    /// For what was in memory: of a tmpfs, where files are cheap.
+    pub fn of_memory() -> Self {
+        Self {
+            entries_max: MEMORY_ENTRIES_MAX,
+            ..Self::default()
+        }
+    }
+}
 
 impl Default for Limits {
     fn default() -> Self {

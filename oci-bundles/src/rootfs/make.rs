@@ -18,7 +18,7 @@ use super::Tree;
 use super::attributes;
 use super::overlay::{OPAQUE_NAME, Role, WHITEOUT_PREFIX, role, travels};
 use crate::archive::entry::{Entry, Kind, Span};
-use crate::archive::limits::DEPTH_MAX;
+use crate::archive::limits::{DEPTH_MAX, MEMORY_ENTRIES_MAX};
 use crate::archive::place::Place;
 use crate::archive::writer::Writer;
 use crate::archive::{ArchiveError, OnProgress, Progress, Step, tell};
@@ -246,7 +246,11 @@ impl<W: Write> Making<'_, '_, W> {
 
     fn entry(&mut self, entry: &Entry) -> Result<(), ArchiveError> {
         self.made.entries += 1;
-        if self.made.entries > ENTRIES_MAX {
+        let most = match self.is_layer {
+            true => ENTRIES_MAX,
+            false => MEMORY_ENTRIES_MAX,
+        };
+        if self.made.entries > most {
             return Err(self.unpackable(Path::new(""), "it has too many files"));
         }
         let written = self.writer.entry(entry);

@@ -96,7 +96,7 @@ fn act(wanted: &Wanted) -> Result<(), Box<dyn Error>> {
                 Devices::default()
             });
             let allowed = Allowed {
-                limits: Limits::default(),
+                limits: Limits::of_memory(),
                 device: &|Device {
                               is_block,
                               major,

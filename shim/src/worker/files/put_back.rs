@@ -35,7 +35,10 @@ pub(in crate::worker) fn put_back(order: PutBackOrder) -> Result<PutBack, String
     }
     let devices = Devices::read(bundle).map_err(|error| error.to_string())?;
     let allowed = Allowed {
-        limits: Limits::default(),
+        limits: match into {
+            Into::Memory => Limits::of_memory(),
+            Into::Upper | Into::Merged => Limits::default(),
+        },
         device: &|Device {
                       is_block,
                       major,
