@@ -173,6 +173,8 @@ struct Dumping<'j> {
     kept: Option<PathBuf>,
     /// We froze the container; a client had not.
     froze: bool,
+    /// There is a freezer.
+    freezes: bool,
     /// What is of concern for CRIU's options.
     seen: Seen,
     /// What is done about it.

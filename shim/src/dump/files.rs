@@ -6,6 +6,7 @@ use config::Files;
 use oci_bundles::layout::Shape;
 use oci_bundles::manifest::NotSaved;
 
+use super::steps::WRITE_RATE_MIN;
 use super::{DumpCause, Dumping};
 use crate::restore::layer::LAYER_NOT_SAVED as LAYER;
 use crate::worker::errand::{Errand, Limit};
@@ -21,6 +22,11 @@ impl Dumping<'_> {
             layer: self.wants_layer(),
             shm: self.manifest.not_saved.iter().any(is_shm),
         };
+        if !self.freezes && self.hold.is_none() {
+            // CRIU alone holds the tasks, for as long as suits it.
+            tell(&mut self.manifest.not_saved, unsaved(&order, NO_FREEZER));
+            return Ok(());
+        }
         if self.staged() && (order.layer || order.shm) {
             self.files = Some(Errand::start(&self.job.runc.reaper, SAVE, &order)?);
         }
@@ -31,6 +37,10 @@ impl Dumping<'_> {
     pub(super) async fn finish_files(&mut self) -> Result<(), DumpCause> {
         if let Some(errand) = self.files.take() {
             let saved: Saved = errand.answer(self.files_limit()).await?;
+            if self.job.settings.timeout.is_zero() {
+                // What was saved has to be read again, and to come to the disk.
+                self.deadline += Duration::from_secs(saved.bytes / WRITE_RATE_MIN);
+            }
             tell(&mut self.manifest.not_saved, saved);
         }
         Ok(())
@@ -60,6 +70,19 @@ impl Dumping<'_> {
             false => "as dump.files says",
         };
         self.manifest.not_saved.push(layer(why));
+    }
+}
+
+/// Why nothing is saved where it would change meanwhile.
+const NO_FREEZER: &str = "the container cannot be frozen, and its files would change while they are read";
+
+/// Nothing of an order, and why.
+fn unsaved(order: &SaveOrder, why: &str) -> Saved {
+    let why = |wanted: bool| wanted.then(|| why.to_owned());
+    Saved {
+        no_layer: why(order.layer),
+        no_shm: why(order.shm),
+        ..Saved::default()
     }
 }
 
@@ -127,5 +150,15 @@ mod tests {
         tell(&mut told, saved);
         let sources: Vec<&str> = told.iter().map(|one| one.source.as_str()).collect();
         assert_eq!(sources, ["/run/shm: the host's own", "/srv", "no overlay"]);
+        let order = SaveOrder {
+            init: 1,
+            bundle: "/bundle".into(),
+            root: "/root".into(),
+            layer: true,
+            shm: false,
+        };
+        tell(&mut told, unsaved(&order, NO_FREEZER));
+        let sources: Vec<&str> = told.iter().map(|one| one.source.as_str()).collect();
+        assert_eq!(sources, ["/run/shm: the host's own", "/srv", NO_FREEZER]);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use config::Tcp;
 use oci_bundles::layout::Shape;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::capture::{self, Capture, Taken, WORTH_IT};
 use super::hold::Hold;
@@ -23,6 +23,9 @@ use super::steps::{CGROUPS_MODES, FREEZE_DEADLINE};
 /// How long the copy of a log may take; it has some 100 KiB.
 const KEEP_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long runc waits while a dump is written out, which has limits of its own: this only ends what they all miss.
+pub(super) const HOLD_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// What happens while CRIU runs.
 enum Met {
     /// runc has come back.
@@ -33,6 +36,8 @@ enum Met {
     WorkerLost,
     /// CRIU has written everything, and would end the container now.
     Held,
+    /// CRIU has had its time.
+    Late,
 }
 
 impl Dumping<'_> {
@@ -75,11 +80,13 @@ impl Dumping<'_> {
         let args = self.arguments();
         let args: Vec<&OsStr> = args.iter().map(AsRef::as_ref).collect();
         let (canceller, cancel) = Canceller::new();
-        // With a hold, everything is written out while runc waits: that has a deadline of its own.
-        let deadlines = if self.hold.is_some() { 2 } else { 1 };
+        // With a hold, everything is written out while runc waits, so it is here that CRIU's own time is looked at.
+        let holds = self.hold.is_some();
+        let mut own_time = pin!(sleep(self.deadline));
+        let mut late = false;
         let call = Call {
             env: std::mem::take(&mut self.environment),
-            deadline: self.deadline.saturating_mul(deadlines),
+            deadline: if holds { HOLD_MAX } else { self.deadline },
             cancel,
             is_hopeless: Some(stray::has_lost_criu),
             ..Call::default()
@@ -89,21 +96,30 @@ impl Dumping<'_> {
         let mut stopped = None;
         let ended = loop {
             // Once CRIU may end the container there is nothing to be given up any more.
-            let listens = stopped.is_none() && !self.agreed;
+            let listens = stopped.is_none() && !late && !self.agreed;
             let met = tokio::select! {
                 ended = &mut run => Met::Ended(ended),
                 () = job.cancel.asked(), if listens => Met::Cancelled,
                 () = worker_lost(self.capture.as_ref()), if listens => Met::WorkerLost,
                 () = asked(self.hold.as_mut()), if listens => Met::Held,
+                () = &mut own_time, if holds && !late && stopped.is_none() => Met::Late,
             };
             stopped = match met {
                 Met::Ended(ended) => break ended,
                 Met::Cancelled => Some(DumpCause::Cancelled),
                 Met::WorkerLost => Some(DumpCause::Capture("take the pages: the worker ended".to_owned())),
                 // The script waits for the answer, and takes everything back if there is none.
-                Met::Held => self.answer_hold().await.err(),
+                Met::Held => {
+                    let answered = self.answer_hold().await.err();
+                    own_time.as_mut().reset(Instant::now() + self.deadline);
+                    answered
+                }
+                Met::Late => {
+                    late = true;
+                    None
+                }
             };
-            if stopped.is_some() {
+            if stopped.is_some() || late {
                 canceller.cancel();
             }
         };
@@ -113,6 +129,13 @@ impl Dumping<'_> {
             // Whoever of CRIU and runc was killed: all is on the disk.
             (Err(_), None) if self.agreed && self.has_ended_it(&pids).await? => {}
             (Err(error), None) => {
+                let error = match (late, error) {
+                    (true, RuncError::Cancelled { verb }) => RuncError::TimedOut {
+                        verb,
+                        deadline: self.deadline,
+                    },
+                    (_, error) => error,
+                };
                 self.criu_ended_itself =
                     !matches!(error, RuncError::TimedOut { .. } | RuncError::Cancelled { .. })
                         && work::has_failed(&self.work);
@@ -161,12 +184,10 @@ impl Dumping<'_> {
 
     /// As long as the dump as a whole may take: a disk that hangs is not waited for.
     pub(super) async fn write_out_in_time(&mut self) -> Result<(), DumpCause> {
+        // What this takes has limits of its own, and only then it is known how much there is to be written.
+        self.drain().await?;
         let limit = self.deadline;
-        let written = async {
-            self.drain().await?;
-            self.write_out().await
-        };
-        timeout(limit, written).await.unwrap_or_else(|_| {
+        timeout(limit, self.write_out()).await.unwrap_or_else(|_| {
             let limit = limit.as_secs();
             Err(DumpCause::TimedOut(format!(
                 "write the dump out within {limit} s"

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use super::clear::{remove_empty, remove_tree, renew, settle_earlier};
 use super::hold::Hold;
 use super::parts::Parts;
-use super::save::{beside, beside_within};
+use super::save::{HOLD_MAX, beside, beside_within};
 use super::target::Target;
 use super::{DumpCause, DumpJob, Dumping, commit, describe, mark};
 use crate::cgroup::CgroupError;
@@ -33,7 +33,7 @@ const PAUSED_LOOKS: u32 = 5;
 const DEADLINE_MIN: Duration = Duration::from_secs(60);
 
 /// The slowest disk that a dump still has to succeed on, in bytes per second.
-const WRITE_RATE_MIN: u64 = 20 * 1024 * 1024;
+pub(super) const WRITE_RATE_MIN: u64 = 20 * 1024 * 1024;
 
 /// How long a client waits for the removal of what a failed dump has written; one that paused the container resumes it only then.
 /// A disk that hangs may take longer: then it is removed when the disk answers.
@@ -66,6 +66,7 @@ impl<'j> Dumping<'j> {
             saved: false,
             kept: None,
             froze: false,
+            freezes: true,
             seen: Seen::default(),
             choices: Choices::default(),
             locks: false,
@@ -202,7 +203,7 @@ impl<'j> Dumping<'j> {
                 Err(CgroupError::Unsupported(why)) => {
                     tracing::warn!(id = self.job.id, why, "dumping without a freezer");
                     self.froze = false;
-                    return self.do_without_capture().await;
+                    return self.do_without_freezer().await;
                 }
                 result => result?,
             }
@@ -234,7 +235,8 @@ impl<'j> Dumping<'j> {
     }
 
     /// Without a freezer CRIU alone holds the tasks: it lets them go while pages of theirs may still be in a fifo, unread.
-    async fn do_without_capture(&mut self) -> Result<(), DumpCause> {
+    async fn do_without_freezer(&mut self) -> Result<(), DumpCause> {
+        self.freezes = false;
         if self.capture.take().is_none() {
             return Ok(());
         }
@@ -350,8 +352,7 @@ impl<'j> Dumping<'j> {
             .map_err(DumpCause::files("configure criu in", &self.job.bundle))?;
         self.environment.extend(tools::make(&self.job.bundle));
         if let Some(hold) = &self.hold {
-            self.environment
-                .extend(hold.environment(self.deadline.saturating_mul(2)));
+            self.environment.extend(hold.environment(HOLD_MAX));
         }
         Ok(())
     }

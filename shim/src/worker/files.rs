@@ -52,6 +52,8 @@ pub(crate) struct Saved {
     pub shm: bool,
     /// Why it was not.
     pub no_shm: Option<String>,
+    /// Bytes of files in both.
+    pub bytes: u64,
 }
 
 /// What is to be put back.

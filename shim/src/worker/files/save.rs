@@ -29,7 +29,10 @@ pub(in crate::worker) fn save(order: SaveOrder) -> Result<Saved, String> {
             .map_err(Why::Not)
             .and_then(|upper| save_layer(&upper, &to))
         {
-            Ok(()) => saved.layer = true,
+            Ok(bytes) => {
+                saved.layer = true;
+                saved.bytes += bytes;
+            }
             Err(Why::Not(why)) => saved.no_layer = Some(why),
             Err(Why::Failed(error)) => return Err(error),
         }
@@ -37,38 +40,37 @@ pub(in crate::worker) fn save(order: SaveOrder) -> Result<Saved, String> {
     if order.shm {
         match shm::of_container(&order.bundle, Some(order.init)) {
             Ok(None) => {}
-            Ok(Some(source)) => {
-                let _made =
-                    tar(Tree::Own, &source, &to.extra(Extra::DevShm)).map_err(|error| error.to_string())?;
-                saved.shm = true;
-            }
+            Ok(Some(source)) => match save_as(Tree::Own, &source, &to.extra(Extra::DevShm)) {
+                Ok(made) => {
+                    saved.shm = true;
+                    saved.bytes += made.bytes;
+                }
+                Err(Why::Not(why)) => saved.no_shm = Some(why),
+                Err(Why::Failed(error)) => return Err(error),
+            },
             Err(why) => saved.no_shm = Some(why),
         }
     }
     Ok(saved)
 }
 
-/// Why there is no layer.
+/// Why files are not saved.
+#[derive(Debug)]
 enum Why {
-    /// It is none that could be saved.
+    /// They are none that could be.
     Not(String),
-    /// It should have been.
+    /// They should have been.
     Failed(String),
 }
 
-fn save_layer(upper: &Path, to: &Layout) -> Result<(), Why> {
-    let diff = to.extra(Extra::RootfsDiff);
-    let failed = |error: &dyn std::fmt::Display, path: &Path| {
-        Why::Failed(format!("write {}: {error}", path.display()))
-    };
-    let made = match tar(Tree::Upper, upper, &diff) {
-        Ok(made) => made,
-        Err(ArchiveError::Unpackable { path, why }) => {
-            std::fs::remove_file(&diff).map_err(|error| failed(&error, &diff))?;
-            return Err(Why::Not(format!("{}: {why}", path.display())));
-        }
-        Err(error) => return Err(Why::Failed(error.to_string())),
-    };
+impl Why {
+    fn failed(error: &dyn std::fmt::Display, path: &Path) -> Self {
+        Self::Failed(format!("write {}: {error}", path.display()))
+    }
+}
+
+fn save_layer(upper: &Path, to: &Layout) -> Result<u64, Why> {
+    let made = save_as(Tree::Upper, upper, &to.extra(Extra::RootfsDiff))?;
     // podman's list, which it applies after the diff.
     if !made.deleted.is_empty() {
         let path = to.extra(Extra::DeletedFiles);
@@ -77,10 +79,22 @@ fn save_layer(upper: &Path, to: &Layout) -> Result<(), Why> {
             .iter()
             .map(|name| format!("/{}", name.display()))
             .collect();
-        let text = serde_json::to_vec(&names).map_err(|error| failed(&error, &path))?;
-        std::fs::write(&path, text).map_err(|error| failed(&error, &path))?;
+        let text = serde_json::to_vec(&names).map_err(|error| Why::failed(&error, &path))?;
+        std::fs::write(&path, text).map_err(|error| Why::failed(&error, &path))?;
     }
-    Ok(())
+    Ok(made.bytes)
+}
+
+/// Leaves nothing of what cannot be saved as such.
+fn save_as(tree: Tree, from: &Path, to: &Path) -> Result<Made, Why> {
+    match tar(tree, from, to) {
+        Ok(made) => Ok(made),
+        Err(ArchiveError::Unpackable { path, why }) => {
+            std::fs::remove_file(to).map_err(|error| Why::failed(&error, to))?;
+            Err(Why::Not(format!("{}: {why}", path.display())))
+        }
+        Err(error) => Err(Why::Failed(error.to_string())),
+    }
 }
 
 fn tar(tree: Tree, from: &Path, to: &Path) -> Result<Made, ArchiveError> {
@@ -94,4 +108,22 @@ fn tar(tree: Tree, from: &Path, to: &Path) -> Result<Made, ArchiveError> {
     let (made, mut out) = make_of(tree, from, out, &mut |_| ControlFlow::Continue(()))?;
     out.flush().map_err(failed)?;
     Ok(made)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_deep_is_not_saved_and_says_so() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (from, to) = (dir.path().join("shm"), dir.path().join("tar"));
+        std::fs::create_dir_all(from.join("d/".repeat(200))).expect("directories");
+        let saved = save_as(Tree::Own, &from, &to);
+        assert!(
+            matches!(&saved, Err(Why::Not(why)) if why.contains("too deep")),
+            "{saved:?}"
+        );
+        assert!(!to.exists());
+    }
 }
