@@ -7,6 +7,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration::cedana::{Cedana, code};
@@ -15,6 +16,7 @@ use integration::docker::runtime;
 use integration::engine::run;
 use integration::host::{Host, IMAGE};
 use integration::need;
+use integration::stdio::eventually;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// What a container does to its files: new ones, deleted ones, all kinds.
@@ -104,6 +106,39 @@ fn a_layer_that_would_do_harm_is_refused_and_the_old_one_is_there() -> Result<()
     cedana.restore(&["hostile", "--path", &good])?;
     assert_eq!(shell(&host, "hostile", "look", "cat /mine")?.trim(), "mine");
     counter.goes_on()
+}
+
+#[test]
+fn what_is_left_of_a_replaced_layer_does_not_come_back_with_the_next_start() -> Result<()> {
+    need!(OurShim, "saves the layer");
+    need!(Criu, "dumps");
+    let (host, cedana) = (Host::with_image()?, Cedana::new());
+    let counter = Counter::run(&host, "remnant")?;
+    let mark = format!("mark-{}", std::process::id());
+    shell(&host, "remnant", "mark", &format!("echo old > /{mark}"))?;
+    let found = run("find", &["/var/lib/containerd", "-path", &format!("*/fs/{mark}")])?.ok()?;
+    let upper = Path::new(found.trim()).parent().context("the layer")?;
+    let snapshot = upper.parent().context("the snapshot")?;
+    cedana.dump(&["remnant", "--leave-running", "--dir", &host.made_dir("dumps")?])?;
+    counter.kill()?;
+    // As a removal leaves it that a kill has cut short.
+    fs::create_dir_all(snapshot.join(".fs.cedana-gone/part"))?;
+    cedana.restore(&["remnant"])?;
+    counter.goes_on()?;
+    shell(&host, "remnant", "live", &format!("echo live > /{mark}"))?;
+    counter.kill()?;
+    host.ctr(&["tasks", "delete", "remnant"])?.ok()?;
+    fs::create_dir_all(snapshot.join(".fs.cedana-gone/part"))?;
+    host.ctr(&["tasks", "start", "--detach", "--null-io", "remnant"])?
+        .ok()?;
+    let look = shell(&host, "remnant", "look", &format!("cat /{mark}"))?;
+    assert_eq!(look.trim(), "live");
+    eventually("what was left is removed", Duration::from_secs(10), || {
+        let names = fs::read_dir(snapshot).into_iter().flatten().flatten();
+        !names
+            .into_iter()
+            .any(|entry| entry.file_name().to_string_lossy().contains("cedana"))
+    })
 }
 
 /// A small file system, which goes with the test.
