@@ -28,7 +28,7 @@ const CRIU_LEARNED: &str = "/run/criu.kdat";
 const STAGING: &str = ".cedana-partial";
 
 /// Files of a staged dump that are no images.
-const NO_IMAGES: [&str; 2] = ["cedana.json", ".cedana.json"];
+const NO_IMAGES: [&str; 4] = ["cedana.json", ".cedana.json", "archive", "archive.unfinished"];
 
 /// The container.
 pub const ID: &str = "c";
@@ -88,6 +88,8 @@ impl Moment {
 pub enum By {
     /// `cedana dump job`, and the container ends.
     Cedana,
+    /// The same, into one file.
+    CedanaPacked,
     /// The same, and it goes on.
     CedanaLeaving,
     /// `ctr tasks checkpoint --exit`.
@@ -99,7 +101,15 @@ pub enum By {
 impl By {
     /// Whether the container ends with the dump.
     pub fn exits(self) -> bool {
-        matches!(self, Self::Cedana | Self::Ctr)
+        matches!(self, Self::Cedana | Self::CedanaPacked | Self::Ctr)
+    }
+
+    /// What there is after a dump to this place.
+    pub fn makes(self, images: &Path) -> PathBuf {
+        match self {
+            Self::CedanaPacked => images.with_extension("tar.zst"),
+            Self::Cedana | Self::CedanaLeaving | Self::Ctr | Self::CtrLeaving => images.to_owned(),
+        }
     }
 }
 
@@ -160,9 +170,11 @@ impl<'host> Bed<'host> {
         let (dir, name) = path.rsplit_once('/').unwrap_or_default();
         let job = format!("{}/{ID}", self.host.namespace());
         match by {
-            By::Cedana | By::CedanaLeaving => {
+            By::Cedana | By::CedanaPacked | By::CedanaLeaving => {
                 let leaving = format!("--leave-running={}", !by.exits());
+                let form = if by == By::CedanaPacked { "zstd" } else { "none" };
                 let args = ["dump", "job", &job, "--dir", dir, "--name", name, &leaving];
+                let args = [&args[..], &["--compression", form]].concat();
                 Cedana::on(self.host).command(&args)
             }
             By::Ctr | By::CtrLeaving => {
@@ -207,7 +219,9 @@ fn staged(by: By, images: &Path, name: &str) -> PathBuf {
     let dest = images.file_name().unwrap_or_default().display();
     let (root, inner) = match by {
         By::Ctr | By::CtrLeaving => (images.join(STAGING), ""),
-        By::Cedana | By::CedanaLeaving => (images.with_file_name(format!(".{dest}{STAGING}")), "checkpoint"),
+        By::Cedana | By::CedanaPacked | By::CedanaLeaving => {
+            (images.with_file_name(format!(".{dest}{STAGING}")), "checkpoint")
+        }
     };
     match name {
         "" => root,

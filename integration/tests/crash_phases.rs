@@ -16,7 +16,7 @@ use integration::host::Host;
 use integration::need;
 use integration::tripwire::let_go;
 
-use By::{Cedana, CedanaLeaving, Ctr, CtrLeaving};
+use By::{Cedana, CedanaLeaving, CedanaPacked, Ctr, CtrLeaving};
 use Ends::{AsTold, GoesOn, Gone, Kept, KeptAside};
 use Fault::{Kill, Stall};
 
@@ -37,6 +37,9 @@ const THAWED: Moment = at("let go on", "write", Place::Freezer("freezer.state"))
 const DIGESTED: Moment = at("write out", "openat", Place::Staging("cgroup.img"));
 const SYNCED: Moment = at("write out, sync", "fsync", Place::Staging("cgroup.img"));
 const COMMITTED: Moment = at("commit", "rename", Place::Staging(""));
+// Where the dump becomes one file.
+const PACKING: Moment = at("pack", "openat", Place::Staging("archive.unfinished")).by_program();
+const PACKED: Moment = at("commit, the archive", "renameat2", Place::Staging("archive"));
 // Where the dump is moved file by file.
 const MOVED: Moment = at("commit, the first file", "rename", Place::Staging("cgroup.img"));
 const NAMED: Moment = at("commit, the last file", "rename", Place::Staging("cedana.json"));
@@ -151,6 +154,9 @@ fn a_shim_leaves_nothing_or_a_whole_checkpoint() -> Result<()> {
         more(IMAGED, Kill(Shim), CedanaLeaving, Gone),
         more(ASKED, Kill(Shim), Cedana, Gone),
         case(AGREED, Kill(Shim), Cedana, Kept),
+        more(PACKING, Kill(Shim), CedanaPacked, Gone),
+        case(AGREED, Kill(Shim), CedanaPacked, Kept),
+        more(PACKED, Kill(Shim), CedanaPacked, Kept),
         more(TAKEN, Kill(Shim), CedanaLeaving, Gone),
         more(LOOKED_AT, Kill(Shim), CedanaLeaving, Gone),
         more(THAWED, Kill(Shim), CedanaLeaving, Gone),

@@ -3,16 +3,19 @@
 //! ```text
 //!   flat     <dest>/.cedana-partial/*   --file by file, the manifest last-->   <dest>/*
 //!   nested   <dir>/.<name>.cedana-partial/   --one rename-->   <dir>/<name>/
+//!   packed   <dir>/.<name>.cedana-partial/archive   --one rename-->   <dir>/<name>.tar.zst, or whatever its form is
 //! ```
 //!
 //! Its maker holds a lock on a directory as long as it lives: on `<dest>` of a flat dump, on the staged directory of a nested one.
-//! So whoever gets the lock may decide. The manifest lists digests only when all files are written:
+//! So whoever gets the lock may decide. An archive bears that name only when it is whole and on the disk (`archive`): it is brought to
+//! its place, and what it was made of goes. Else the manifest tells, which lists digests only when all files are written:
 //! - every file that it lists is there as it was digested: the dump is complete, and is brought to its place. That also mends
 //!   a flat dump that was to take the place of an older one, and of which some files have done so already;
 //! - it lists none, and the container was to end: its images may be all that is left of it, and are kept under another name;
 //! - else it never came to its end, and goes.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
@@ -25,11 +28,19 @@ use nix::fcntl::{Flock, FlockArg, OFlag};
 use crate::layout::{INVENTORY, Layout, Shape};
 use crate::manifest::{BYTES_MAX, Digest, Manifest, NAME, Part};
 
+mod archive;
+
+pub use archive::{ARCHIVE, unfinished};
+
 /// What a staged dump is called, or what its name ends with: on the same file system, so that renames are all it takes.
 pub const PARTIAL: &str = ".cedana-partial";
 
 /// What a worker calls its files until they are complete.
 const UNFINISHED: &str = "unfinished-";
+
+/// What CRIU calls pages, and what it calls the lists of them.
+const PAGES: &str = "pages-";
+const MAPS: &str = "pagemap-";
 
 /// Entries of a directory that are looked at. One of more keeps what is in it.
 const ENTRIES_MAX: usize = 100_000;
@@ -53,8 +64,8 @@ pub enum Found {
     Nothing,
     /// Its maker lives.
     InUse,
-    /// It was complete, and is in its place now.
-    Completed,
+    /// It was complete, and is in its place now: here.
+    Completed(PathBuf),
     /// It was not, and is gone.
     Removed,
     /// It may be all that is left of a container, and is kept here.
@@ -139,6 +150,9 @@ impl Staged {
         if !self.is_there() {
             return Ok(Found::Nothing);
         }
+        if self.has_archive() {
+            return self.settle_archive();
+        }
         // One that cannot be read lists nothing.
         let manifest = read(&self.layout.root().join(NAME)).ok();
         let manifest = manifest
@@ -146,7 +160,7 @@ impl Staged {
             .unwrap_or_default();
         if self.is_complete(&manifest, trust) {
             self.finish()?;
-            return Ok(Found::Completed);
+            return Ok(Found::Completed(self.dest.clone()));
         }
         if self.may_be_all_that_is_left(&manifest) {
             return self.keep().map(Found::Kept);
@@ -160,11 +174,14 @@ impl Staged {
     }
 
     fn lock(&self) -> io::Result<Option<Flock<File>>> {
-        let held = match self.layout.shape() {
-            Shape::Flat => &self.dest,
-            Shape::Nested => self.layout.root(),
+        let (held, link) = match self.layout.shape() {
+            // It is somebody's own, and may be reached through a link.
+            Shape::Flat => (self.dest.as_path(), OFlag::empty()),
+            Shape::Nested => (self.layout.root(), OFlag::O_NOFOLLOW),
         };
-        match Flock::lock(File::open(held)?, FlockArg::LockExclusiveNonblock) {
+        let flags = OFlag::O_DIRECTORY | link;
+        let held = File::options().read(true).custom_flags(flags.bits()).open(held)?;
+        match Flock::lock(held, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Some(lock)),
             Err((_, Errno::EWOULDBLOCK)) => Ok(None),
             Err((_, errno)) => Err(errno.into()),
@@ -188,21 +205,32 @@ impl Staged {
         }
     }
 
-    /// CRIU had written all it would, and no worker holds pages of it.
+    /// CRIU had written all it would, and no worker holds pages of it, or held them until it was gone.
     fn may_be_all_that_is_left(&self, manifest: &Manifest) -> bool {
         let left_running = manifest
             .origin
             .as_ref()
             .and_then(|origin| origin.get("left_running")?.as_bool());
-        let is_written = |entry: fs::DirEntry| {
-            let is_fifo = entry.file_type().is_ok_and(|kind| kind.is_fifo());
-            !is_fifo && !entry.file_name().as_bytes().starts_with(UNFINISHED.as_bytes())
-        };
-        let entries = fs::read_dir(self.layout.images()).into_iter().flatten().flatten();
         left_running == Some(false)
             && manifest.parts.is_empty()
             && self.layout.has_images()
-            && entries.take(ENTRIES_MAX).all(is_written)
+            && self.has_all_written()
+    }
+
+    fn has_all_written(&self) -> bool {
+        let (mut pages, mut maps) = (false, false);
+        let entries = fs::read_dir(self.layout.images()).into_iter().flatten().flatten();
+        for entry in entries.take(ENTRIES_MAX) {
+            let name = entry.file_name();
+            let is_fifo = entry.file_type().is_ok_and(|kind| kind.is_fifo());
+            if is_fifo || name.as_bytes().starts_with(UNFINISHED.as_bytes()) {
+                return false;
+            }
+            pages |= name.as_bytes().starts_with(PAGES.as_bytes());
+            maps |= name.as_bytes().starts_with(MAPS.as_bytes());
+        }
+        // Maps of pages come with files of pages, which are there even if they are empty.
+        pages || !maps
     }
 
     /// Synced before each gets its name, the manifest last.
@@ -225,14 +253,7 @@ impl Staged {
 
     fn keep(&self) -> io::Result<PathBuf> {
         for number in 1..=KEPT_MAX {
-            let kept = match self.layout.shape() {
-                Shape::Flat => self.dest.join(format!("cedana-kept-{number}")),
-                Shape::Nested => {
-                    let mut name = self.dest.file_name().unwrap_or_default().to_owned();
-                    name.push(format!(".cedana-kept-{number}"));
-                    self.dest.with_file_name(name)
-                }
-            };
+            let kept = self.kept_name(number);
             if fs::symlink_metadata(&kept).is_err() {
                 fs::rename(self.layout.root(), &kept)?;
                 return Ok(kept);
@@ -240,6 +261,20 @@ impl Staged {
         }
         Err(ErrorKind::AlreadyExists.into())
     }
+
+    /// What it is called when it is kept under another name than it was to have.
+    pub fn kept_name(&self, number: impl fmt::Display) -> PathBuf {
+        match self.layout.shape() {
+            Shape::Flat => self.dest.join(format!("cedana-kept-{number}")),
+            Shape::Nested => with_end(&self.dest, &format!(".cedana-kept-{number}")),
+        }
+    }
+}
+
+fn with_end(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(end);
+    path.with_file_name(name)
 }
 
 /// Does with all that is staged in a directory of checkpoints what has to be done. One that fails does not keep another from it.
@@ -368,15 +403,18 @@ mod tests {
     fn what_is_complete_gets_its_place_and_what_is_not_goes() {
         for shape in Shape::ALL {
             for (damage, left_running, expected) in [
-                ("", true, Found::Completed),
-                ("", false, Found::Completed),
-                ("content", true, Found::Removed),
-                ("size", false, Found::Removed),
-                ("missing", false, Found::Removed),
-                ("unlisted", true, Found::Removed),
-                ("unlisted, in a worker", false, Found::Removed),
+                ("", true, None),
+                ("", false, None),
+                ("content", true, Some(Found::Removed)),
+                ("size", false, Some(Found::Removed)),
+                ("missing", false, Some(Found::Removed)),
+                ("unlisted", true, Some(Found::Removed)),
+                ("unlisted, in a worker", false, Some(Found::Removed)),
+                ("unlisted, to be packed", false, Some(Found::Removed)),
             ] {
                 let home = tempfile::tempdir().expect("a directory");
+                let is_whole_one = expected.is_none();
+                let expected = expected.unwrap_or_else(|| Found::Completed(home.path().join("saved")));
                 let staged = leave(home.path(), shape, !damage.starts_with("unlisted"), left_running);
                 let core = staged.layout.image("core-1.img");
                 match damage {
@@ -385,6 +423,10 @@ mod tests {
                     "missing" => fs::remove_file(core).expect("removed"),
                     "unlisted, in a worker" => {
                         fs::write(staged.layout.image("unfinished-0"), "").expect("written")
+                    }
+                    "unlisted, to be packed" => {
+                        fs::write(staged.layout.image("pagemap-1.img"), "").expect("written");
+                        fs::remove_file(staged.layout.image("pages-1.img")).expect("removed");
                     }
                     _ => {}
                 }
@@ -399,10 +441,10 @@ mod tests {
                 );
                 assert_eq!(
                     list(home.path()).len(),
-                    usize::from(expected == Found::Completed),
+                    usize::from(is_whole_one),
                     "{shape:?} {damage}"
                 );
-                if expected == Found::Completed {
+                if is_whole_one {
                     assert!(is_whole(dest, shape));
                 }
             }
@@ -436,7 +478,8 @@ mod tests {
         }
         fs::write(staged.dest.join("notes.txt"), "a user's").expect("written");
         fs::rename(staged.layout.image("core-1.img"), staged.dest.join("core-1.img")).expect("moved");
-        assert_eq!(staged.recover(Trust::Digests).expect("done"), Found::Completed);
+        let found = staged.recover(Trust::Digests).expect("done");
+        assert_eq!(found, Found::Completed(staged.dest.clone()));
         assert_eq!(list(&staged.dest).len(), 5);
         assert!(is_whole(&staged.dest, Shape::Flat));
     }

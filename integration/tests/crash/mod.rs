@@ -104,10 +104,17 @@ fn one<'host>(mut bed: Bed<'host>, case: &Case, number: usize) -> Result<Option<
         (Ends::AsTold, false) => Ends::GoesOn,
         (ends, _) => ends,
     };
-    let lives = judge(&mut bed, (ends, case.by), &images, status.success()).with_context(|| said.clone())?;
+    let lives = judge(
+        &mut bed,
+        (ends, case.by),
+        &case.by.makes(&images),
+        status.success(),
+    )
+    .with_context(|| said.clone())?;
     let aside = into.join("saved.cedana-kept-1");
+    let made = case.by.makes(&images);
     let left = match ends {
-        Ends::Saved | Ends::Kept => Some(&images),
+        Ends::Saved | Ends::Kept => Some(&made),
         Ends::KeptAside => Some(&aside),
         Ends::GoesOn | Ends::AsTold | Ends::Gone => None,
     };
@@ -173,7 +180,7 @@ fn judge(bed: &mut Bed<'_>, (ends, by): (Ends, By), images: &Path, succeeded: bo
 fn check_left(dir: &Path, checkpoint: Option<&PathBuf>) -> Result<()> {
     let left: Vec<PathBuf> = fs::read_dir(dir)?.flatten().map(|entry| entry.path()).collect();
     ensure!(left.iter().eq(checkpoint), "left in {}: {left:?}", dir.display());
-    if let Some(checkpoint) = checkpoint {
+    if let Some(checkpoint) = checkpoint.filter(|checkpoint| checkpoint.is_dir()) {
         let strange = fs::read_dir(checkpoint)?.flatten().find(|entry| {
             let name = entry.file_name();
             name.to_string_lossy().contains("partial") || name.to_string_lossy().contains("unfinished")

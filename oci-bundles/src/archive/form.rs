@@ -26,7 +26,7 @@ pub enum Form {
 }
 
 /// Bytes that tell the form: a tar's magic is at 257.
-const HEAD_BYTES: usize = 512;
+pub(crate) const HEAD_BYTES: usize = 512;
 
 impl Form {
     /// All forms, for help texts.
@@ -104,7 +104,7 @@ pub fn detect(path: &Path) -> Result<Form, ArchiveError> {
 }
 
 /// The form by a file's first bytes, or what it is instead.
-fn of_head(head: &[u8]) -> Result<Form, &'static str> {
+pub(crate) fn of_head(head: &[u8]) -> Result<Form, &'static str> {
     match head {
         [] => Err("an empty file"),
         [0x1f, 0x8b, ..] => Ok(Form::Gzip),

@@ -1,10 +1,12 @@
 //! Pages that stay in memory until they are packed into an archive.
 
 use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use oci_bundles::archive::{Form, Held, pack_held};
+use oci_bundles::staged::unfinished;
 
 use super::memory::Chunk;
 use super::{CaptureError, Part};
@@ -65,6 +67,19 @@ impl<'c> Kept<'c> {
             runs,
         };
         let held: Vec<Held<'_>> = self.files.into_iter().map(held).collect();
-        pack_held(root, &held, into, form).map_err(|error| failed()(io::Error::other(error.to_string())))
+        let unfinished = unfinished(into);
+        let packed = pack_held(root, &held, &unfinished, form);
+        let bytes = packed.map_err(|error| failed()(io::Error::other(error.to_string())))?;
+        name(&unfinished, into).map_err(failed())?;
+        Ok(bytes)
+    }
+}
+
+/// The name says that it is whole, so it is on the disk with it: it may be all that is left of the container from then on.
+fn name(unfinished: &Path, into: &Path) -> io::Result<()> {
+    fs::rename(unfinished, into)?;
+    match into.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
     }
 }

@@ -18,9 +18,9 @@ pub(super) fn settle(bundle: &Path) -> Vec<String> {
     let shapes = Shape::ALL.into_iter();
     shapes
         .filter_map(|shape| match Staged::of(&dest, shape).recover(Trust::Sizes) {
-            Ok(Found::Completed) => Some(format!(
+            Ok(Found::Completed(place)) => Some(format!(
                 "a dump was under way that was complete: it is {}",
-                dest.display()
+                place.display()
             )),
             Ok(Found::Kept(kept)) => Some(format!(
                 "a dump was under way; its images, perhaps the only copy of the container, are kept in {}",

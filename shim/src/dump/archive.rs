@@ -1,8 +1,12 @@
 //! A dump as one file, which the worker makes of the pages in its memory and of what CRIU and we have written.
 //!
 //! ```text
-//!   .NAME.cedana-partial/{cedana.json, checkpoint/*.img} + pages --worker--> .NAME.cedana-partial/archive --rename--> NAME.tar.zst
+//!   .NAME.cedana-partial/{cedana.json, checkpoint/*.img} + pages --worker--> .NAME.cedana-partial/archive.unfinished
+//!     --sync, rename--> .NAME.cedana-partial/archive --rename--> NAME.tar.zst
 //! ```
+//!
+//! From the first rename on it may be all that is left of the container: whoever clears up after a shim that died brings it to its
+//! place ([`oci_bundles::staged`]).
 //!
 //! Only of a dump whose pages all fit into memory, and are enough to be worth a worker: any other is a directory, and whoever asked
 //! for a file is told so.
@@ -11,15 +15,13 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use oci_bundles::staged::ARCHIVE;
 
 use super::capture::Capture;
 use super::clear::remove_tree;
 use super::save::beside;
 use super::{DumpCause, Dumping};
 use crate::capture::Order;
-
-/// What it is called among what is staged: a dump that fails takes it along when that goes.
-const NAME: &str = "archive";
 
 impl Dumping<'_> {
     /// Completes the manifest, which goes into the archive, and has it packed.
@@ -39,7 +41,7 @@ impl Dumping<'_> {
     }
 
     fn staged_archive(&self) -> PathBuf {
-        self.staging.root().join(NAME)
+        self.staging.root().join(ARCHIVE)
     }
 
     /// Gives it its name, and removes what it was made of.

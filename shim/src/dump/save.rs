@@ -16,6 +16,7 @@ use super::{DumpCause, Dumping, describe};
 use crate::criu::logs::Keeper;
 use crate::criu::{culprits, lock, proc, stray, telling, work};
 use crate::progress::Canceller;
+use crate::restore::loopback;
 use crate::runc::{Call, RuncError};
 
 use super::steps::{CGROUPS_MODES, FREEZE_DEADLINE};
@@ -54,7 +55,8 @@ impl Dumping<'_> {
             resident,
             self.job.settings.buffer,
         );
-        plan.keeps = self.job.options.archive.is_some();
+        // One that cannot be asked ends the container while its pages are nowhere but in memory.
+        plan.keeps = self.job.options.archive.is_some() && (!self.exits() || loopback::script().is_ok());
         let capture = Capture::start(&self.job.runc.reaper, &plan).await?;
         self.job.progress.goes_through(capture.pid());
         self.capture = Some(capture);

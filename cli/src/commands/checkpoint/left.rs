@@ -21,8 +21,9 @@ pub fn sweep(dir: &Path) {
     for (dest, found) in found {
         let dest = dest.display();
         match found {
-            Ok(Found::Completed) => output::warning(&format!(
-                "the dump to {dest} was interrupted when it was complete: it is there now"
+            Ok(Found::Completed(place)) => output::warning(&format!(
+                "the dump to {dest} was interrupted when it was complete: it is {} now",
+                place.display()
             )),
             Ok(Found::Kept(kept)) => output::warning(&format!(
                 "the dump to {dest} was interrupted; its images, perhaps all that is left of the container, are kept in {}",
