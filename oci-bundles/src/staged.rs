@@ -19,7 +19,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -174,18 +174,26 @@ impl Staged {
     }
 
     fn lock(&self) -> io::Result<Option<Flock<File>>> {
-        let (held, link) = match self.layout.shape() {
+        let (path, link) = match self.layout.shape() {
             // It is somebody's own, and may be reached through a link.
             Shape::Flat => (self.dest.as_path(), OFlag::empty()),
             Shape::Nested => (self.layout.root(), OFlag::O_NOFOLLOW),
         };
         let flags = OFlag::O_DIRECTORY | link;
-        let held = File::options().read(true).custom_flags(flags.bits()).open(held)?;
-        match Flock::lock(held, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Some(lock)),
-            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
-            Err((_, errno)) => Err(errno.into()),
-        }
+        let held = match File::options().read(true).custom_flags(flags.bits()).open(path) {
+            // Another was faster.
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            held => held?,
+        };
+        let lock = match Flock::lock(held, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
+            Err((_, errno)) => return Err(errno.into()),
+        };
+        // The next dump may have made it anew meanwhile, and holds that.
+        let ours = lock.metadata()?;
+        let is_ours = |there: fs::Metadata| (ours.dev(), ours.ino()) == (there.dev(), there.ino());
+        Ok(fs::metadata(path).is_ok_and(is_ours).then_some(lock))
     }
 
     fn is_complete(&self, manifest: &Manifest, trust: Trust) -> bool {

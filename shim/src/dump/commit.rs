@@ -13,6 +13,8 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use oci_bundles::layout::{INVENTORY, Layout, Shape};
 use oci_bundles::staged::Staged;
@@ -22,6 +24,10 @@ use super::names::is_image;
 use super::target::{Target, taken};
 use crate::criu::manifest;
 use crate::progress::size_of;
+
+/// How often, and after how long, a directory is made anew that a sweep has removed. One look of a sweep's takes far less.
+const CLAIM_TRIES: u32 = 10;
+const CLAIM_PAUSE: Duration = Duration::from_millis(10);
 
 /// Refuses an image directory that could not take the dump, as long as nothing has happened to the container.
 ///
@@ -46,7 +52,8 @@ pub fn staging(dest: &Path, shape: Shape) -> Layout {
     Staged::of(dest, shape).layout().clone()
 }
 
-/// Takes the directory in which a nested dump is written. What a dump left there whose shim died goes.
+/// Takes the directory in which a nested dump is written: a new one, and nothing that somebody has put there, link or not. What an
+/// earlier dump had left is settled by then.
 ///
 /// # Errors
 /// Its destination is there, another dump is under way to it, or what the file system says.
@@ -54,23 +61,32 @@ pub fn prepare_nested(staging: &Layout, dest: &Path) -> Result<Target, DumpCause
     if fs::symlink_metadata(dest).is_ok() {
         return Err(DumpCause::Exists(dest.to_owned()));
     }
-    let mut target = match Target::claim(staging.root(), false) {
-        Err(DumpCause::Refused(_)) => return Err(taken(dest)),
-        claimed => claimed?,
-    };
-    // Nobody else gives a directory this name.
-    target.made = true;
-    for name in entries(staging.root())? {
-        let path = staging.root().join(name);
-        let removed = match fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir()) {
-            true => fs::remove_dir_all(&path),
-            false => fs::remove_file(&path),
-        };
-        removed.map_err(DumpCause::files("remove", &path))?;
+    if fs::symlink_metadata(staging.root()).is_ok_and(|metadata| !metadata.is_dir()) {
+        return Err(DumpCause::Refused(format!(
+            "{} is in the way of the dump, and is no directory of one; remove it",
+            staging.root().display()
+        )));
     }
+    let target = claim_new(staging.root(), dest)?;
     let images = staging.images();
     fs::create_dir(&images).map_err(DumpCause::files("make", &images))?;
     Ok(target)
+}
+
+/// Whoever sweeps may take the directory for a leftover before it is locked, and remove it.
+fn claim_new(root: &Path, dest: &Path) -> Result<Target, DumpCause> {
+    let mut claimed = Target::claim(root, true);
+    if matches!(claimed, Err(DumpCause::Exists(_))) {
+        return Err(taken(dest));
+    }
+    for _ in 0..CLAIM_TRIES {
+        match claimed {
+            Err(DumpCause::Refused(_) | DumpCause::Exists(_)) => thread::sleep(CLAIM_PAUSE),
+            claimed => return claimed,
+        }
+        claimed = Target::claim(root, true);
+    }
+    Err(taken(dest))
 }
 
 /// The bytes of a dump's files.
@@ -204,6 +220,7 @@ fn entries(dir: &Path) -> Result<Vec<OsString>, DumpCause> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::clear::settle_earlier;
     use super::*;
 
     fn names(dir: &Path) -> Vec<String> {
@@ -295,11 +312,17 @@ mod tests {
         let home = tempfile::tempdir().expect("a temporary directory");
         let dest = home.path().join("saved");
         let staging = staging(&dest, Shape::Nested);
-        // As a shim that was killed leaves it.
+        // As a shim that was killed leaves it, for the next dump to settle.
         fs::create_dir_all(staging.root().join("checkpoint/more")).expect("make");
         fs::write(staging.image("core-9.img"), "old").expect("write");
         fs::write(staging.root().join("spec.dump"), "old").expect("write");
+        assert!(matches!(
+            prepare_nested(&staging, &dest),
+            Err(DumpCause::Refused(_))
+        ));
+        settle_earlier(&dest).expect("settled");
         let target = prepare_nested(&staging, &dest).expect("prepared");
+        assert!(target.made);
         assert!(matches!(
             prepare_nested(&staging, &dest),
             Err(DumpCause::Refused(_))
@@ -319,6 +342,48 @@ mod tests {
             prepare_nested(&staging, &dest),
             Err(DumpCause::Exists(_))
         ));
+    }
+
+    #[test]
+    fn a_planted_link_is_refused_and_not_followed() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let (dest, precious) = (home.path().join("saved"), home.path().join("precious"));
+        let staging = staging(&dest, Shape::Nested);
+        fs::create_dir(&precious).expect("make");
+        fs::write(precious.join("file"), "a user's").expect("write");
+        std::os::unix::fs::symlink(&precious, staging.root()).expect("link");
+        settle_earlier(&dest).expect("settled");
+        assert!(matches!(
+            prepare_nested(&staging, &dest),
+            Err(DumpCause::Refused(_))
+        ));
+        assert_eq!(names(&precious), ["file"]);
+    }
+
+    #[test]
+    fn a_sweep_that_comes_between_costs_the_dump_nothing() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let dest = home.path().join("saved");
+        let staging = staging(&dest, Shape::Nested);
+        let done = std::sync::atomic::AtomicBool::new(false);
+        thread::scope(|scope| {
+            let _sweeping = scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    // One may find that another has removed it.
+                    drop(oci_bundles::staged::sweep(home.path()));
+                }
+            });
+            for _ in 0..200 {
+                let target = prepare_nested(&staging, &dest);
+                let is_ours = target.is_ok() && staging.images().is_dir();
+                if !is_ours {
+                    done.store(true, std::sync::atomic::Ordering::Relaxed);
+                }
+                assert!(is_ours, "{target:?}");
+                fs::remove_dir_all(staging.root()).expect("removed");
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
 
 use super::DumpCause;
 
@@ -27,7 +27,11 @@ impl Target {
     /// It is there, another dump has it, or what the file system says.
     pub(super) fn claim(images: &Path, exclusive: bool) -> Result<Self, DumpCause> {
         let made = make(images, exclusive)?;
-        let directory = File::open(images).map_err(DumpCause::files("open", images))?;
+        let directory = match open(images, made) {
+            // Somebody took it for a leftover as long as nobody held it.
+            Err(error) if made && error.kind() == ErrorKind::NotFound => return Err(taken(images)),
+            opened => opened.map_err(DumpCause::files("open", images))?,
+        };
         let inode = directory.metadata().map(|metadata| metadata.ino());
         let lock =
             Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
@@ -40,6 +44,13 @@ impl Target {
             _ => Err(taken(images)),
         }
     }
+}
+
+/// What was made is no link; a directory of somebody's own may be reached through one.
+fn open(images: &Path, made: bool) -> io::Result<File> {
+    let link = if made { OFlag::O_NOFOLLOW } else { OFlag::empty() };
+    let flags = OFlag::O_DIRECTORY | link;
+    File::options().read(true).custom_flags(flags.bits()).open(images)
 }
 
 fn make(images: &Path, exclusive: bool) -> Result<bool, DumpCause> {
