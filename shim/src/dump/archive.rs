@@ -15,11 +15,11 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-use oci_bundles::staged::ARCHIVE;
+use oci_bundles::staged::{ARCHIVE, Staged};
 
 use super::capture::Capture;
 use super::clear::remove_tree;
-use super::save::beside;
+use super::save::{beside, beside_within};
 use super::{DumpCause, Dumping};
 use crate::capture::Order;
 
@@ -30,7 +30,7 @@ impl Dumping<'_> {
             return Err(DumpCause::Capture("write the pages: they were kept".to_owned()));
         };
         let _changed = self.list_parts().await?;
-        self.write_manifest()?;
+        self.write_manifest_beside().await?;
         let order = Order::Pack {
             root: self.staging.root().to_owned(),
             into: self.staged_archive(),
@@ -42,6 +42,23 @@ impl Dumping<'_> {
 
     fn staged_archive(&self) -> PathBuf {
         self.staging.root().join(ARCHIVE)
+    }
+
+    /// Gives the only copy of a container a name that the next dump does not clear away. Returns where it is.
+    pub(super) async fn keep_archive(&self) -> PathBuf {
+        let staged = Staged::of(&self.job.options.image_path, self.staging.shape());
+        let keep = move || {
+            let kept = staged.keep_archive();
+            let kept = kept.map_err(DumpCause::files("keep", staged.layout().root()))?;
+            // It has no pages.
+            drop(remove_tree(staged.layout().root()));
+            Ok(kept)
+        };
+        let kept = beside_within(self.deadline, self.staging.root(), keep).await;
+        kept.unwrap_or_else(|error| {
+            tracing::warn!(id = self.job.id, %error, "the archive stays where it was staged");
+            self.staged_archive()
+        })
     }
 
     /// Gives it its name, and removes what it was made of.

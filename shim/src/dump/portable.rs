@@ -10,6 +10,7 @@ use oci_bundles::podman::{BYTES_MAX, Known, config_dump, root_alone, spec_dump};
 use oci_bundles::spec::CONFIG_FILE;
 use serde_json::Value;
 
+use super::save::beside;
 use super::{DumpCause, Dumping};
 use crate::criu::file::read_regular;
 
@@ -18,7 +19,7 @@ const OF_CRIU: [(&str, Extra); 2] = [("dump.log", Extra::DumpLog), ("stats-dump"
 
 impl Dumping<'_> {
     /// Says whose checkpoint it is, in podman's words. A `config.json` that is none would not have been run.
-    pub(super) fn write_portable(&self) -> Result<(), DumpCause> {
+    pub(super) async fn write_portable(&self) -> Result<(), DumpCause> {
         let path = self.job.bundle.join(CONFIG_FILE);
         let text = read_regular(&path, BYTES_MAX).map_err(DumpCause::files("read", &path))?;
         let config: Value =
@@ -33,17 +34,21 @@ impl Dumping<'_> {
             created: made.map_or(origin.at, millis),
             saved: origin.at,
         };
-        self.write(Extra::Config, &config_dump(&known, &config))?;
-        self.write(Extra::Spec, &spec_dump(&config, known.name))?;
         let root = format!("/proc/{}/root/", self.job.init_pid);
         let root = fs::metadata(&root).map_err(DumpCause::files("look at", root.as_ref()))?;
-        let diff = root_alone(root.mode(), root.uid(), root.gid());
-        self.write(Extra::RootfsDiff, &diff)
-    }
-
-    fn write(&self, extra: Extra, text: &[u8]) -> Result<(), DumpCause> {
-        let path = self.staging.extra(extra);
-        fs::write(&path, text).map_err(DumpCause::files("write", &path))
+        let texts = [
+            (Extra::Config, config_dump(&known, &config)),
+            (Extra::Spec, spec_dump(&config, known.name)),
+            (Extra::RootfsDiff, root_alone(root.mode(), root.uid(), root.gid())),
+        ];
+        let staging = self.staging.clone();
+        let write = move || {
+            texts.iter().try_for_each(|(extra, text)| {
+                let path = staging.extra(*extra);
+                fs::write(&path, text).map_err(DumpCause::files("write", &path))
+            })
+        };
+        beside(self.staging.root(), write).await
     }
 }
 

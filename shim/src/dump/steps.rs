@@ -1,6 +1,6 @@
 //! What the phases of a dump do.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use config::{Choice, NetworkLock, Tcp};
@@ -148,7 +148,7 @@ impl<'j> Dumping<'j> {
         mark::set(bundle, &self.job.options.image_path).map_err(DumpCause::files("write in", bundle))?;
         self.target = Some(beside(self.staging.root(), prepare).await?);
         if self.staging.shape() == Shape::Nested {
-            self.write_portable()?;
+            self.write_portable().await?;
         }
         work::make(&self.work, self.owns_work()).map_err(DumpCause::files("make", &self.work))
     }
@@ -157,10 +157,7 @@ impl<'j> Dumping<'j> {
         let work = work::remove_after_kill(&self.work, self.owns_work())
             .map_err(DumpCause::files("remove what criu left in", &self.work));
         if self.holds_only_copy() {
-            self.kept = Some(match self.staged() {
-                true => commit::keep(&self.staging, &self.job.options.image_path, self.job.init_pid),
-                false => self.staging.root().to_owned(),
-            });
+            self.kept = Some(self.keep().await);
             return work;
         }
         // Without a target nothing was made, and what is there is another's.
@@ -186,6 +183,17 @@ impl<'j> Dumping<'j> {
         beside_within(REMOVE_LIMIT, self.staging.root(), remove).await?;
         mark::clear(&self.job.bundle);
         work
+    }
+
+    /// Returns where it is: the archive, if there is one, since the pages are only in there.
+    async fn keep(&self) -> PathBuf {
+        if self.packed.is_some() {
+            return self.keep_archive().await;
+        }
+        match self.staged() {
+            true => commit::keep(&self.staging, &self.job.options.image_path, self.job.init_pid),
+            false => self.staging.root().to_owned(),
+        }
     }
 
     /// Whether CRIU has ended the container as it was told to: its images are all that is left of the application.
