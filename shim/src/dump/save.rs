@@ -165,9 +165,10 @@ impl Dumping<'_> {
         if cancel.is_asked() {
             return Err(DumpCause::Cancelled);
         }
-        // From here on the images may be all that is left of the application.
-        self.agreed = true;
         let agreed = self.hold.as_mut().map_or(Ok(()), Hold::agree);
+        // From here on the images may be all that is left of the application. What a fifo does not take is not answered: it takes so
+        // little all at once or not at all.
+        self.agreed = agreed.is_ok();
         agreed.map_err(DumpCause::files("answer CRIU in", &self.job.bundle))
     }
 
@@ -334,6 +335,8 @@ impl Dumping<'_> {
 
     /// Makes sure that neither a CRIU nor its network lock outlives a failed save.
     pub(super) async fn end_criu(&mut self) -> Result<(), DumpCause> {
+        // Who still saves files writes into what is about to be removed.
+        self.files = None;
         let pids = self.pids();
         let held = stray::is_any(&pids);
         if held {
