@@ -20,7 +20,7 @@ use oci_bundles::layout::{INVENTORY, Layout, Shape};
 use oci_bundles::staged::Staged;
 
 use super::DumpCause;
-use super::names::is_image;
+use super::names::is_of_dump;
 use super::target::{Target, taken};
 use crate::criu::manifest;
 use crate::progress::size_of;
@@ -34,7 +34,7 @@ const CLAIM_PAUSE: Duration = Duration::from_millis(10);
 /// # Errors
 /// The name that is in the way.
 pub fn check_target(images: &Path) -> Result<(), DumpCause> {
-    for name in entries(images)?.iter().filter(|name| is_image(name)) {
+    for name in entries(images)?.iter().filter(|name| is_of_dump(name)) {
         let path = images.join(name);
         let metadata = fs::symlink_metadata(&path).map_err(DumpCause::files("look at", &path))?;
         if metadata.is_dir() {
@@ -137,7 +137,7 @@ fn merge(staging: &Path, images: &Path) -> Result<(), DumpCause> {
     let old: Vec<OsString> = match images.join(INVENTORY).exists() {
         true => entries(images)?
             .into_iter()
-            .filter(|name| is_image(name) && !names.contains(name))
+            .filter(|name| is_of_dump(name) && !names.contains(name))
             .collect(),
         false => Vec::new(),
     };
@@ -274,6 +274,22 @@ mod tests {
             fs::read(images.path().join("inventory.img")).expect("read"),
             b"new"
         );
+    }
+
+    #[test]
+    fn extra_parts_of_an_older_dump_go_and_their_names_are_looked_at_before() {
+        let (images, staging) = dirs(
+            &["inventory.img", "rootfs-diff.tar", "deleted.files", "dump.log"],
+            &["inventory.img", "devshm-checkpoint.tar"],
+        );
+        check_target(images.path()).expect("files may be there");
+        into_place(&staging, images.path()).expect("commit");
+        assert_eq!(
+            names(images.path()),
+            ["devshm-checkpoint.tar", "dump.log", "inventory.img"]
+        );
+        fs::create_dir(images.path().join("rootfs-diff.tar")).expect("make");
+        assert!(matches!(check_target(images.path()), Err(DumpCause::Refused(_))));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::ffi::OsStr;
 
+use oci_bundles::layout::Extra;
+
 use crate::criu::manifest;
 
 /// runc's, beside the images.
@@ -96,7 +98,15 @@ const KINDS: [&str; 85] = [
     "vmas",
 ];
 
-/// Whether a dump gives this name to a file of its own.
+/// What lies among the images of a flat dump that CRIU does not write.
+const EXTRAS: [Extra; 3] = [Extra::RootfsDiff, Extra::DeletedFiles, Extra::DevShm];
+
+/// Whether a flat dump gives this name to a file of its own.
+pub fn is_of_dump(name: &OsStr) -> bool {
+    is_image(name) || EXTRAS.iter().any(|extra| name == extra.name())
+}
+
+/// Whether a dump gives this name to an image, or to what describes them.
 pub fn is_image(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
     if name == DESCRIPTORS || name == manifest::NAME {
@@ -150,6 +160,20 @@ mod tests {
             (".img", false),
         ] {
             assert_eq!(is_image(OsStr::new(name)), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn extra_parts_are_a_dumps_and_logs_are_a_users() {
+        for (name, expected) in [
+            ("rootfs-diff.tar", true),
+            ("deleted.files", true),
+            ("devshm-checkpoint.tar", true),
+            ("core-1.img", true),
+            ("dump.log", false),
+            ("rootfs-diff.tar.bak", false),
+        ] {
+            assert_eq!(is_of_dump(OsStr::new(name)), expected, "{name}");
         }
     }
 }
