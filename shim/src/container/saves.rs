@@ -41,7 +41,6 @@ impl Owner {
         }
         let was_paused = self.init.status == Status::Paused;
         let (facts, init_pid) = (Arc::clone(&self.facts), self.init.pid);
-        let path = options.image_path.display().to_string();
         let (canceller, cancel) = Canceller::new();
         self.canceller = Some(canceller);
         let mut origin = self.entry.origin();
@@ -76,7 +75,7 @@ impl Owner {
                     let container_id = owner.facts.id.clone();
                     owner.facts.events.publish(Event::Checkpointed {
                         container_id,
-                        checkpoint: path,
+                        checkpoint: dumped.checkpoint.path.display().to_string(),
                     });
                 }
                 Err(error) => owner.entry.acted(
