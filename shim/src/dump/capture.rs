@@ -32,6 +32,9 @@ const LINE_BYTES_MAX: u64 = 256 * 1024;
 /// More memory than this is left to others, whatever is free: half.
 const FREE_SHARE: u64 = 2;
 
+/// Two pieces of a worker's memory, at their largest.
+const SPARE_MAX: u64 = 32 << 20;
+
 /// What has become of the pages.
 #[derive(Debug)]
 pub(super) enum Taken {
@@ -168,18 +171,21 @@ impl Drop for Capture {
 }
 
 /// What a worker is to be given for a container with this much in memory.
-pub(super) fn plan(images: &Path, processes: usize, resident: u64, limit: u64) -> Plan {
+pub(super) fn plan(images: &Path, processes: usize, resident: u64, limit: u64, keeps: bool) -> Plan {
     // Shared memory has files of its own, of another name; a few more cost a descriptor each.
     let files = u32::try_from(processes).unwrap_or(u32::MAX).saturating_add(16);
     let free = available_memory().unwrap_or(0) / FREE_SHARE;
     // CRIU leaves out what was never touched, and adds a little of its own.
     let wanted = resident + resident / 16 + (1 << 20);
+    // Each of its threads fills a piece of the memory, and leaves the last one part empty; what is to be kept has to fit all the same.
+    let spare = if keeps { (wanted / 2).min(SPARE_MAX) } else { 0 };
+    let wanted = wanted + spare;
     let limit = if limit == 0 { u64::MAX } else { limit };
     Plan {
         images: images.to_owned(),
         files,
         memory: wanted.min(free).min(limit),
-        keeps: false,
+        keeps,
     }
 }
 
@@ -199,11 +205,11 @@ mod tests {
     fn memory_is_what_is_needed_and_no_more_than_is_allowed() {
         let images = Path::new("/images");
         let gib = 1 << 30;
-        let planned = plan(images, 3, gib, 64 << 20);
+        let planned = plan(images, 3, gib, 64 << 20, true);
         assert_eq!((planned.files, planned.memory), (19, 64 << 20));
-        assert!(plan(images, 1, 0, 0).memory <= 1 << 20);
+        assert!(plan(images, 1, 0, 0, false).memory <= 1 << 20);
         assert!(
-            plan(images, 1, u64::MAX / 2, 0).memory < u64::MAX / 4,
+            plan(images, 1, u64::MAX / 2, 0, true).memory < u64::MAX / 4,
             "half of what is free"
         );
     }
@@ -212,7 +218,7 @@ mod tests {
     async fn a_worker_that_is_none_is_a_failure() {
         // The test's own program stands for the worker: it knows no such argument, or runs no test of that name, and ends.
         let reaper = Reaper::new();
-        let plan = plan(Path::new("/nonexistent"), 1, 0, 0);
+        let plan = plan(Path::new("/nonexistent"), 1, 0, 0, false);
         assert!(matches!(
             Capture::start(&reaper, &plan).await,
             Err(DumpCause::Capture(_))

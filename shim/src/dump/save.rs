@@ -49,14 +49,15 @@ impl Dumping<'_> {
         if !self.staged() || resident < WORTH_IT {
             return Ok(());
         }
-        let mut plan = capture::plan(
+        // One that cannot be asked ends the container while its pages are nowhere but in memory.
+        let keeps = self.job.options.archive.is_some() && (!self.exits() || loopback::script().is_ok());
+        let plan = capture::plan(
             &self.staging.images(),
             pids.len(),
             resident,
             self.job.settings.buffer,
+            keeps,
         );
-        // One that cannot be asked ends the container while its pages are nowhere but in memory.
-        plan.keeps = self.job.options.archive.is_some() && (!self.exits() || loopback::script().is_ok());
         let capture = Capture::start(&self.job.runc.reaper, &plan).await?;
         self.job.progress.goes_through(capture.pid());
         self.capture = Some(capture);
