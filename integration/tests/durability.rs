@@ -155,12 +155,18 @@ fn a_checkpoint_goes_when_its_archive_is_on_the_disk() -> Result<()> {
     let (made, archive) = (tracing.made()?, dir.join("saved.tar.zst"));
     let _said = Cedana::new().says(&["checkpoint", "verify", &archive.display().to_string()])?;
     let named = find(&made, "name for the archive", |call| renames_to(call, &archive))?;
-    let synced = find(&made, "fsync of the archive", |call| syncs(call, "/archive>"))?;
+    let synced = find(&made, "fsync of the archive", |call| {
+        syncs(call, "/archive.unfinished>")
+    })?;
+    // By this name it is whole, for whoever finds it when the shim is gone.
+    let whole = find(&made, "name for what is whole", |call| {
+        call.name.starts_with("rename") && call.args.contains("/archive.unfinished\"")
+    })?;
     let lasting = find(&made, "fsync of the directory", |call| {
         syncs(call, &format!("<{shown}>"))
     })?;
     ensure!(
-        synced.to < named.from,
+        synced.to < whole.from && whole.to < named.from,
         "it gets its name before it is on the disk"
     );
     ensure!(
