@@ -47,17 +47,3 @@ pub fn put_back(
 ) -> Result<Applied, ArchiveError> {
     apply_to(Tree::Own, GzDecoder::new(saved), name, top, allowed, on_progress)
 }
-
-/// The same of a tar that went through no gzip, as [`crate::rootfs::make::make_of`] makes one.
-///
-/// # Errors
-/// As [`put_back`].
-pub fn put_back_plain(
-    saved: impl Read,
-    name: &Path,
-    top: &Path,
-    allowed: &Allowed<'_>,
-    on_progress: &mut OnProgress<'_>,
-) -> Result<Applied, ArchiveError> {
-    apply_to(Tree::Own, saved, name, top, allowed, on_progress)
-}

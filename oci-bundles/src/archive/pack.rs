@@ -210,7 +210,6 @@ impl Packing<'_, '_> {
     }
 }
 
-/// Tells of progress; an error if that gave up.
 /// Opens a file that was a regular one when it was listed; it is not followed, or waited for, if it is not now.
 fn open(path: &Path) -> std::io::Result<File> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
