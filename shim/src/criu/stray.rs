@@ -25,6 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// After SIGTERM CRIU may still put things away (its network lock); a CRIU stuck in the kernel never will.
 const GRACE: Duration = Duration::from_millis(500);
 
+/// What CRIU is asked by itself, and holds no process for.
+const QUESTIONS: [&[u8]; 2] = [b"--version", b"check"];
+
 /// A Go program has some ten threads.
 const THREADS_MAX: usize = 256;
 
@@ -127,13 +130,18 @@ fn orphans() -> Vec<i32> {
         .collect()
 }
 
-/// Its command name is `criu`; a debugger that traces a container is left alone, and so is `criu --version`.
+/// Its command name is `criu`; a debugger that traces a container is left alone.
 fn is_criu(pid: i32) -> bool {
     let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    comm.trim_end() == "criu"
-        && !arguments.is_empty()
-        && !arguments.windows(9).any(|part| part == b"--version")
+    comm.trim_end() == "criu" && is_at_work(&arguments)
+}
+
+/// Whether these arguments, each ended by a zero, are of one that dumps or restores: we start others to ask it something. A process without
+/// arguments has ended.
+fn is_at_work(arguments: &[u8]) -> bool {
+    let mut all = arguments.split(|byte| *byte == 0);
+    !arguments.is_empty() && !all.any(|argument| QUESTIONS.contains(&argument))
 }
 
 #[cfg(test)]
@@ -149,6 +157,19 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(parse_tracer(status), expected, "{status:?}");
+        }
+    }
+
+    #[test]
+    fn a_criu_that_is_asked_something_is_not_at_work() {
+        for (arguments, expected) in [
+            (&b"criu\0swrk\x003\0"[..], true),
+            (b"criu\0restore\0-D\0/check\0", true),
+            (b"criu\0--version\0", false),
+            (b"/usr/sbin/criu\0check\0", false),
+            (b"", false),
+        ] {
+            assert_eq!(is_at_work(arguments), expected, "{}", arguments.escape_ascii());
         }
     }
 
