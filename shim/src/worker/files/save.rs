@@ -40,7 +40,7 @@ pub(in crate::worker) fn save(order: SaveOrder) -> Result<Saved, String> {
     if order.shm {
         match shm::of_container(&order.bundle, Some(order.init)) {
             Ok(None) => {}
-            Ok(Some(source)) => match save_as(Tree::Own, &source, &to.extra(Extra::DevShm)) {
+            Ok(Some(source)) => match save_as(Tree::Own, source.path(), &to.extra(Extra::DevShm)) {
                 Ok(made) => {
                     saved.shm = true;
                     saved.bytes += made.bytes;
