@@ -348,13 +348,32 @@ fn layers_that_need_the_ones_below_are_refused() {
             error.to_string().contains("x: its data is in a lower layer"),
             "{error}"
         );
-        write(dir.join("upper3/.wh.name"), "");
-        let error = make(&dir.join("upper3"), Vec::new(), &mut quiet).unwrap_err();
-        assert!(
-            error.to_string().contains("names that begin with .wh."),
-            "{error}"
-        );
     });
+}
+
+#[test]
+fn names_that_a_layer_cannot_say_are_left_out_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let upper = dir.path().join("upper");
+    for name in [".wh.first", ".wh..wh..opq", "d/.wh.dir/below", "d/kept"] {
+        write(upper.join(name), "text");
+    }
+    // What has another name, too, is there by that.
+    fs::hard_link(upper.join(".wh.first"), upper.join("second")).unwrap();
+    symlink("kept", upper.join("d/.wh.link")).unwrap();
+    let (made, diff) = made(&upper);
+    let unsayable: Vec<_> = made.unsayable.iter().map(|path| path.to_str().unwrap()).collect();
+    assert_eq!(
+        unsayable,
+        [".wh..wh..opq", ".wh.first", "d/.wh.dir", "d/.wh.link"]
+    );
+    let mut archive = tar::Archive::new(&diff[..]);
+    let names = archive.entries().unwrap().map(|entry| {
+        let entry = entry.unwrap();
+        (entry.path().unwrap().display().to_string(), entry.size())
+    });
+    let names: Vec<_> = names.filter(|(_, size)| *size > 0).collect();
+    assert_eq!(names, [("second".to_owned(), 4), ("d/kept".to_owned(), 4)]);
 }
 
 fn file(path: &str) -> Entry {

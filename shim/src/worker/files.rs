@@ -49,6 +49,10 @@ pub(crate) struct Saved {
     pub layer: bool,
     /// Why it was not, though it was wanted.
     pub no_layer: Option<String>,
+    /// How many files of it cannot be said in it.
+    pub unsayable: u64,
+    /// The first of them, for people, as the container calls them.
+    pub names: Vec<String>,
     /// `/dev/shm`.
     pub shm: bool,
     /// Why it was not.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use oci_bundles::archive::Limits;
 use oci_bundles::checkpoint::{self, CheckpointError, Verdict};
+use oci_bundles::manifest::{Manifest, NotSaved};
 use serde::Serialize;
 
 use super::long;
@@ -59,6 +60,8 @@ struct Told {
     problems: Vec<String>,
     /// Images beside those that belong to it.
     extra: Vec<std::path::PathBuf>,
+    /// Files of the container that it was made without.
+    left_out: Vec<NotSaved>,
 }
 
 /// Reads them through.
@@ -117,6 +120,12 @@ async fn verify(target: &Target, context: &Context) -> Result<Told, Error> {
 
 fn told(target: &Target, verdict: Result<Verdict, CheckpointError>) -> Result<Told, CheckpointError> {
     use oci_bundles::archive::ArchiveError::Cancelled;
+    let manifest = verdict
+        .as_ref()
+        .ok()
+        .and_then(|verdict| verdict.manifest.as_ref());
+    let left_out = manifest.into_iter().flat_map(Manifest::files_left_out).cloned();
+    let left_out = left_out.collect();
     let (status, bytes, problems, extra) = match verdict {
         Err(CheckpointError::Archive(Cancelled)) => return Err(Cancelled.into()),
         Err(error) => (Status::Damaged, 0, vec![format!("failed to {error}")], Vec::new()),
@@ -138,6 +147,7 @@ fn told(target: &Target, verdict: Result<Verdict, CheckpointError>) -> Result<To
         bytes,
         problems,
         extra,
+        left_out,
     })
 }
 
@@ -161,6 +171,10 @@ fn text(told: &Told) -> String {
             "  {} does not belong to it, and harms nothing\n",
             shown(path)
         ));
+    }
+    for one in &told.left_out {
+        let why = output::text::line(&one.source);
+        text.push_str(&format!("  {} was not saved: {why}\n", shown(&one.path)));
     }
     text
 }
@@ -194,8 +208,18 @@ mod tests {
             extra: Vec::new(),
         };
         let missing = Difference::Missing("pages-1.img".into());
+        let mut without = manifest.clone();
+        without.not_saved.push(NotSaved {
+            kind: "file".to_owned(),
+            path: "/.wh.a".into(),
+            source: "no name for it".to_owned(),
+        });
         for (verdict, said) in [
             (Ok(verdict(Some(&manifest), vec![])), "/c/saved: good, 1 MiB\n"),
+            (
+                Ok(verdict(Some(&without), vec![])),
+                "/c/saved: good, 1 MiB\n  /.wh.a was not saved: no name for it\n",
+            ),
             (
                 Ok(verdict(None, vec![])),
                 "/c/saved: unverifiable: it has no digests; 1 MiB can be read\n",
