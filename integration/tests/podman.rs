@@ -250,7 +250,9 @@ fn the_files_of_a_container_of_podman_are_there_under_us() -> Result<()> {
     let wanted = "new\nnew\nheld\nchanged\n.\n..\n.wh.a\nb\nc\nd\n2";
     assert_eq!(shell(&host, "settled", "look", LOOK)?.trim(), wanted);
 
-    // Saved by us they come back, too, in what the shim made for its shared memory.
+    // Saved by us they come back, too, in what the shim made for its shared memory. That name only podman's diff can say.
+    shell(&host, "settled", "rename", "rm /data/.wh.a")?;
+    let wanted = wanted.replace(".wh.a\n", "");
     let dump = cedana.dump(&["settled", "--dir", &host.made_dir("dumps")?])?;
     let manifest = fs::read(Path::new(&dump).join("cedana.json"))?;
     let manifest: serde_json::Value = serde_json::from_slice(&manifest)?;
@@ -315,6 +317,51 @@ fn files_of_podman_that_would_do_harm_are_refused_and_nothing_is_changed() -> Re
     host.api().wait("own", "")?;
     host.api().delete("own", "")?;
     host.ctr(&["containers", "rm", "own"])?.ok()?;
+    host.assert_clean()
+}
+
+#[test]
+fn an_archive_whose_words_are_of_another_kind_leaves_nothing_behind() -> Result<()> {
+    need!(OurShim, "the shim's own service");
+    need!(Podman, "dumps what is restored");
+    need!(Criu, "dumps");
+    let host = Host::with_image()?;
+    let podman = Podman::new(host.dir())?;
+    let cedana = Cedana::new();
+    let archive = saved_with_files(&podman, host.dir())?;
+    let path = host.made_dir("unpacked")?;
+    run("tar", &["-xf", &archive, "-C", &path])?.ok()?;
+    let address = host.address().display().to_string();
+    let restore = ["restore", "containerd", "--path", &path, "--id", "odd"];
+    let to = ["--address", &address, "--namespace", host.namespace()];
+    let restore = [&restore[..], &to].concat();
+    for (part, field, value) in [
+        ("spec.dump", "/process/args", serde_json::json!(7)),
+        ("spec.dump", "/process/env", serde_json::json!({"A": "b"})),
+        ("spec.dump", "/process/cwd", serde_json::json!(["/"])),
+        ("spec.dump", "/process/user", serde_json::json!("root")),
+        ("spec.dump", "/process/user/uid", serde_json::json!(-1)),
+        ("spec.dump", "/process/terminal", serde_json::json!("yes")),
+        ("spec.dump", "/process", serde_json::json!([])),
+        ("config.dump", "/rootfsImageName", serde_json::json!(7)),
+        ("config.dump", "/name", serde_json::json!({})),
+    ] {
+        let file = Path::new(&path).join(part);
+        let good = fs::read(&file)?;
+        let mut words: serde_json::Value = serde_json::from_slice(&good)?;
+        let (parent, name) = field.rsplit_once('/').context("a field")?;
+        let parent = words
+            .pointer_mut(parent)
+            .and_then(serde_json::Value::as_object_mut);
+        parent
+            .with_context(|| format!("{field} is there"))?
+            .insert(name.to_owned(), value);
+        fs::write(&file, words.to_string())?;
+        cedana.fails(&restore, code::FAILED, part)?;
+        fs::write(&file, good)?;
+        assert_eq!(host.ctr(&["containers", "ls", "--quiet"])?.ok()?, "", "{field}");
+        assert_eq!(host.ctr(&["tasks", "ls", "--quiet"])?.ok()?, "", "{field}");
+    }
     host.assert_clean()
 }
 
