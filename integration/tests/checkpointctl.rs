@@ -1,8 +1,4 @@
 //! What `checkpointctl` reads of our archives: the tool of the people who made the format, for whoever looks into one.
-#![expect(
-    unused_results,
-    reason = "a test acts through calls, and compares only the answers it is about"
-)]
 
 use anyhow::{Context, Result, ensure};
 use integration::cedana::Cedana;
