@@ -22,6 +22,8 @@ pub enum Need {
     Podman,
     /// The crictl client, and containerd's CRI service.
     Crictl,
+    /// checkpointctl, which looks into checkpoints.
+    Checkpointctl,
     /// The crun runtime.
     Crun,
     /// No controllers in a unified hierarchy that stands beside those of v1: crun works with nothing else.
@@ -70,6 +72,7 @@ const PROMISES: &[(&str, &[Need])] = &[
         &[
             Need::Nerdctl,
             Need::Crictl,
+            Need::Checkpointctl,
             Need::Crun,
             Need::CgroupV1,
             Need::Criu,
@@ -140,6 +143,8 @@ pub fn is_there(need: Need) -> bool {
         Need::Nerdctl => runs("nerdctl", "--version"),
         Need::Podman => runs("podman", "--version"),
         Need::Crictl => runs("crictl", "--version"),
+        // Its version is that of whoever builds it with one.
+        Need::Checkpointctl => runs("checkpointctl", "--help"),
         Need::Crun => runs("crun", "--version"),
         Need::NotHybrid => {
             std::fs::read_to_string("/sys/fs/cgroup/unified/cgroup.controllers")

@@ -10,6 +10,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use integration::cedana::Cedana;
+use integration::cedana_counter::COUNTER;
 use integration::engine::{Said, run};
 use integration::host::IMAGE;
 use integration::leftovers::Places;
@@ -20,6 +22,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 const SHORT: Duration = Duration::from_secs(20);
+const NAMESPACE: &str = "k8s.io";
 const ENDPOINT: &str = "unix:///run/containerd/containerd.sock";
 
 fn crictl(args: &[&str]) -> Result<Said> {
@@ -109,4 +112,85 @@ fn a_pod_with_containerd_s_name_and_our_binary() -> Result<()> {
         "the testbed's configuration has a handler of this name for ours"
     );
     a_pod("cedana-runc")
+}
+
+/// What a container does to its files, and what is seen of them.
+const LIVE: &str = "mkdir /data; echo new > /data/a; rm /bin/yes; rm -r /var; echo changed >> /etc/passwd";
+const LOOK: &str = "cat /data/a; tail -n 1 /etc/passwd; ls -d /bin/yes /var 2>/dev/null; true";
+
+/// As a kubelet asks for one, which names the paths that a container may not see or write; its processes are in a namespace of its own.
+fn busy(dir: &Path) -> Result<(String, String)> {
+    let namespaces = json!({"network": 2, "pid": 1});
+    let pod = json!({
+        "metadata": {"name": "busy", "namespace": "default", "uid": "busy", "attempt": 1},
+        "log_directory": dir,
+        "linux": {"security_context": {"namespace_options": namespaces}},
+    });
+    let container = json!({
+        "metadata": {"name": "app"},
+        "image": {"image": IMAGE},
+        "command": ["sh", "-c", format!("{LIVE}; {COUNTER}")],
+        "log_path": "app.log",
+        "linux": {"security_context": {
+            "namespace_options": namespaces,
+            "masked_paths": ["/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+                "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+                "/sys/devices/virtual/powercap", "/proc/interrupts"],
+            "readonly_paths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+        }},
+    });
+    Ok((
+        write(&dir.join("pod.json"), &pod)?,
+        write(&dir.join("container.json"), &container)?,
+    ))
+}
+
+fn ctr(args: &[&str]) -> Result<String> {
+    run("ctr", &[&["--namespace", NAMESPACE], args].concat())?.ok()
+}
+
+#[test]
+fn the_files_of_a_container_of_cri_come_back_from_its_archive() -> Result<()> {
+    need!(Crictl, "checkpoints as a kubelet does");
+    need!(OurShim, "restores the archive");
+    need!(Criu, "dumps");
+    let dir: TempDir = tempfile::Builder::new().prefix("cedana-").tempdir()?;
+    let (pod, container) = busy(dir.path())?;
+    let sandbox = crictl(&["runp", "--runtime", "cedana", &pod])?.ok()?;
+    let app = crictl(&["create", &sandbox, &container, &pod])?.ok()?;
+    crictl(&["start", &app])?.ok()?;
+    let counts = |log: &str| {
+        fs::read_to_string(dir.path().join(log))
+            .unwrap_or_default()
+            .lines()
+            .count()
+            > 3
+    };
+    eventually("it counts", SHORT, || counts("app.log"))?;
+    let archive = dir.path().join("app.tar").display().to_string();
+    crictl(&["checkpoint", &format!("--export={archive}"), &app])?.ok()?;
+    crictl(&["rm", "--force", &app])?.ok()?;
+    crictl(&["stopp", &sandbox])?.ok()?;
+    crictl(&["rmp", &sandbox])?.ok()?;
+
+    // containerd's diff is a layer with whiteouts, packed with gzip.
+    let log = dir.path().join("back.log").display().to_string();
+    let restore = [
+        "restore",
+        "containerd",
+        "--path",
+        &archive,
+        "--id",
+        "back",
+        "--namespace",
+        NAMESPACE,
+    ];
+    let to = ["--netns", "/proc/1/ns/net", "--out", &log];
+    Cedana::new().says(&[&restore[..], &to].concat())?;
+    eventually("it counts on", SHORT, || counts("back.log"))?;
+    let seen = ctr(&["tasks", "exec", "--exec-id", "look", "back", "sh", "-c", LOOK])?;
+    assert_eq!(seen.trim(), "new\nchanged");
+    ctr(&["tasks", "rm", "--force", "back"])?;
+    ctr(&["containers", "rm", "back"])?;
+    Ok(())
 }

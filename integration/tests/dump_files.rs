@@ -70,6 +70,56 @@ fn the_writable_layer_comes_back_in_place_and_in_another_container() -> Result<(
 }
 
 #[test]
+fn a_name_that_a_layer_cannot_say_is_left_out_alone_and_told_of() -> Result<()> {
+    need!(OurShim, "saves the layer");
+    need!(Criu, "dumps");
+    let (host, cedana) = (Host::with_image()?, Cedana::new());
+    let counter = Counter::run(&host, "odd")?;
+    shell(
+        &host,
+        "odd",
+        "live",
+        "mkdir /data; echo kept > /data/kept; echo odd > /data/.wh.odd",
+    )?;
+    let why = "a layer has another meaning for names that begin with .wh.";
+    let warning = format!("cedana: warning: /data/.wh.odd is not in the checkpoint: {why}\n");
+    let into = host.made_dir("dumps")?;
+    for form in ["none", "zstd"] {
+        let dump = [
+            "dump",
+            "job",
+            "odd",
+            "--leave-running",
+            "--dir",
+            &into,
+            "--compression",
+            form,
+        ];
+        let said = cedana.run(&dump)?;
+        ensure!((said.code, &said.stderr) == (0, &warning), "{said:?}");
+        let path = said.stdout.trim().strip_prefix("Dumped to ").context("a path")?;
+        let inspected = cedana.says(&["checkpoint", "inspect", path])?;
+        ensure!(
+            inspected.contains(&format!("  /data/.wh.odd: file: {why}\n")),
+            "{inspected}"
+        );
+        let verified = cedana.says(&["checkpoint", "verify", path])?;
+        ensure!(
+            verified.contains("good") && verified.contains("/data/.wh.odd was not saved"),
+            "{verified}"
+        );
+    }
+    counter.kill()?;
+    let said = cedana.run(&["restore", "job", "odd"])?;
+    ensure!((said.code, &said.stderr) == (0, &warning), "{said:?}");
+    assert_eq!(
+        shell(&host, "odd", "look", "ls -A /data; cat /data/kept")?.trim(),
+        "kept\nkept"
+    );
+    counter.goes_on()
+}
+
+#[test]
 fn a_layer_that_would_do_harm_is_refused_and_the_old_one_is_there() -> Result<()> {
     need!(OurShim, "saves the layer");
     need!(Criu, "dumps");

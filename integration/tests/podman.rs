@@ -190,6 +190,181 @@ fn a_container_of_podman_goes_on_under_us() -> Result<()> {
     Ok(())
 }
 
+/// What a container does to its files; the last two it still has open when it is saved.
+const LIVE: &str = "mkdir -p /data/d && echo new > /data/d/a && ln /data/d/a /data/b && ln -s d/a /data/c && touch /data/.wh.a && \
+    echo changed >> /etc/passwd && rm /bin/yes && rm -r /var && echo held > /dev/shm/held && exec 3< /data/d/a 4< /dev/shm/held";
+
+/// What is seen of them.
+const LOOK: &str = "cat /data/b /data/c /dev/shm/held; tail -n 1 /etc/passwd; ls -a /data; stat -c %h /data/b; \
+    ls -d /bin/yes /var 2>/dev/null; true";
+
+/// A container of podman's that has done this, saved; its archive.
+fn saved_with_files(podman: &Podman, dir: &Path) -> Result<String> {
+    let script = format!("{LIVE}; {COUNTER}");
+    let run = ["run", "--detach", "--network", "none", "--name", "busy", IMAGE];
+    podman.call(&[&run[..], &["sh", "-c", &script]].concat())?;
+    eventually("it counts", SHORT, || podman.last("busy") > Some(3))?;
+    let path = dir.join("busy.tar").display().to_string();
+    let export = [
+        "container",
+        "checkpoint",
+        "--compress",
+        "none",
+        "--export",
+        &path,
+        "busy",
+    ];
+    podman.call(&export)?;
+    Ok(path)
+}
+
+/// A command of a shell in a container of containerd's.
+fn shell(host: &Host, id: &str, name: &str, script: &str) -> Result<String> {
+    host.ctr(&["tasks", "exec", "--exec-id", name, id, "sh", "-c", script])?
+        .ok()
+}
+
+#[test]
+fn the_files_of_a_container_of_podman_are_there_under_us() -> Result<()> {
+    need!(OurShim, "the shim's own service");
+    need!(Podman, "dumps what is restored");
+    need!(Criu, "dumps");
+    let host = Host::with_image()?;
+    let podman = Podman::new(host.dir())?;
+    let cedana = Cedana::new();
+    let path = saved_with_files(&podman, host.dir())?;
+    let address = host.address().display().to_string();
+    let log = host.dir().join("settled.log");
+    let out = log.display().to_string();
+    let to = [
+        "--address",
+        &address,
+        "--namespace",
+        host.namespace(),
+        "--out",
+        &out,
+    ];
+    let restore = ["restore", "containerd", "--id", "settled", "--path"];
+    cedana.says(&[&restore[..], &[&path], &to].concat())?;
+    eventually("it counts on", SHORT, || last_in(&log).is_some())?;
+    let wanted = "new\nnew\nheld\nchanged\n.\n..\n.wh.a\nb\nc\nd\n2";
+    assert_eq!(shell(&host, "settled", "look", LOOK)?.trim(), wanted);
+
+    // Saved by us they come back, too, in what the shim made for its shared memory. That name only podman's diff can say.
+    shell(&host, "settled", "rename", "rm /data/.wh.a")?;
+    let wanted = wanted.replace(".wh.a\n", "");
+    let dump = cedana.dump(&["settled", "--dir", &host.made_dir("dumps")?])?;
+    let manifest = fs::read(Path::new(&dump).join("cedana.json"))?;
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest)?;
+    let not_saved = manifest["not_saved"].as_array().context("a list")?;
+    ensure!(
+        !not_saved.iter().any(|one| one["path"] == "/dev/shm"),
+        "{not_saved:?}"
+    );
+    cedana.restore(&["settled"])?;
+    assert_eq!(shell(&host, "settled", "again", LOOK)?.trim(), wanted);
+    host.api().kill("settled", "", 9, true)?;
+    host.api().wait("settled", "")?;
+    host.api().delete("settled", "")?;
+    host.ctr(&["containers", "rm", "settled"])?.ok()?;
+    Ok(())
+}
+
+#[test]
+fn files_of_podman_that_would_do_harm_are_refused_and_nothing_is_changed() -> Result<()> {
+    need!(OurShim, "the shim's own service");
+    need!(Podman, "dumps what is restored");
+    need!(Criu, "dumps");
+    let host = Host::with_image()?;
+    let podman = Podman::new(host.dir())?;
+    let cedana = Cedana::new();
+    let archive = saved_with_files(&podman, host.dir())?;
+    let path = host.made_dir("unpacked")?;
+    run("tar", &["-xf", &archive, "-C", &path])?.ok()?;
+    // A container that is there, and has files of its own.
+    let create = ["containers", "create", "--runtime", host.runtime(), IMAGE, "own"];
+    host.ctr(&create)?.ok()?;
+    let address = host.address().display().to_string();
+    let to = ["--address", &address, "--namespace", host.namespace()];
+    // That one makes its shared memory itself.
+    let (both, fresh) = (&["own", "fresh"][..], &["fresh"][..]);
+    for (part, text, told, ids) in [
+        ("deleted.files", r#"["/etc/../../outside"]"#, "goes up", both),
+        ("deleted.files", "{}", "no list of paths", both),
+        ("rootfs-diff.tar", "not a tar", "cut", both),
+        ("devshm-checkpoint.tar", "not a tar", "cut", fresh),
+    ] {
+        let file = Path::new(&path).join(part);
+        let good = fs::read(&file)?;
+        fs::write(&file, text)?;
+        for id in ids {
+            let restore = ["restore", "containerd", "--path", &path, "--id", id];
+            cedana.fails(&[&restore[..], &to].concat(), code::TOOL, told)?;
+        }
+        fs::write(&file, good)?;
+        assert_eq!(host.ctr(&["containers", "ls", "--quiet"])?.ok()?.trim(), "own");
+        assert_eq!(host.ctr(&["tasks", "ls", "--quiet"])?.ok()?, "");
+    }
+    host.ctr(&["tasks", "start", "--detach", "own"])?.ok()?;
+    let seen = shell(
+        &host,
+        "own",
+        "look",
+        "ls -d /data /bin/yes /var 2>/dev/null; true",
+    )?;
+    assert_eq!(seen.trim(), "/bin/yes\n/var");
+    host.api().kill("own", "", 9, true)?;
+    host.api().wait("own", "")?;
+    host.api().delete("own", "")?;
+    host.ctr(&["containers", "rm", "own"])?.ok()?;
+    host.assert_clean()
+}
+
+#[test]
+fn an_archive_whose_words_are_of_another_kind_leaves_nothing_behind() -> Result<()> {
+    need!(OurShim, "the shim's own service");
+    need!(Podman, "dumps what is restored");
+    need!(Criu, "dumps");
+    let host = Host::with_image()?;
+    let podman = Podman::new(host.dir())?;
+    let cedana = Cedana::new();
+    let archive = saved_with_files(&podman, host.dir())?;
+    let path = host.made_dir("unpacked")?;
+    run("tar", &["-xf", &archive, "-C", &path])?.ok()?;
+    let address = host.address().display().to_string();
+    let restore = ["restore", "containerd", "--path", &path, "--id", "odd"];
+    let to = ["--address", &address, "--namespace", host.namespace()];
+    let restore = [&restore[..], &to].concat();
+    for (part, field, value) in [
+        ("spec.dump", "/process/args", serde_json::json!(7)),
+        ("spec.dump", "/process/env", serde_json::json!({"A": "b"})),
+        ("spec.dump", "/process/cwd", serde_json::json!(["/"])),
+        ("spec.dump", "/process/user", serde_json::json!("root")),
+        ("spec.dump", "/process/user/uid", serde_json::json!(-1)),
+        ("spec.dump", "/process/terminal", serde_json::json!("yes")),
+        ("spec.dump", "/process", serde_json::json!([])),
+        ("config.dump", "/rootfsImageName", serde_json::json!(7)),
+        ("config.dump", "/name", serde_json::json!({})),
+    ] {
+        let file = Path::new(&path).join(part);
+        let good = fs::read(&file)?;
+        let mut words: serde_json::Value = serde_json::from_slice(&good)?;
+        let (parent, name) = field.rsplit_once('/').context("a field")?;
+        let parent = words
+            .pointer_mut(parent)
+            .and_then(serde_json::Value::as_object_mut);
+        parent
+            .with_context(|| format!("{field} is there"))?
+            .insert(name.to_owned(), value);
+        fs::write(&file, words.to_string())?;
+        cedana.fails(&restore, code::FAILED, part)?;
+        fs::write(&file, good)?;
+        assert_eq!(host.ctr(&["containers", "ls", "--quiet"])?.ok()?, "", "{field}");
+        assert_eq!(host.ctr(&["tasks", "ls", "--quiet"])?.ok()?, "", "{field}");
+    }
+    host.assert_clean()
+}
+
 #[test]
 fn what_an_archive_may_not_ask_for_is_refused_and_nothing_is_left() -> Result<()> {
     need!(OurShim, "the shim's own service");

@@ -16,6 +16,7 @@ use crate::archive::{self, Limits, Progress};
 use crate::checkpoint;
 use crate::manifest::{Manifest, NAME, SCHEMA};
 use crate::rootfs::apply::{Allowed, apply};
+use crate::rootfs::deleted;
 use crate::spec::SpecView;
 
 /// A parser under its name.
@@ -29,6 +30,7 @@ pub const TARGETS: &[Target] = &[
     ("checkpoint", any_checkpoint),
     ("manifest", manifest),
     ("rootfs_diff", rootfs_diff),
+    ("deleted_files", deleted_files),
     ("spec", spec),
 ];
 
@@ -127,6 +129,21 @@ fn rootfs_diff(bytes: &[u8], dir: &Path) {
         &mut quiet,
     );
     is_alone(dir, &["upper", OUTSIDE]);
+}
+
+/// What another engine lists as deleted goes from its root, and nothing else.
+fn deleted_files(text: &[u8], dir: &Path) {
+    let root = dir.join("root");
+    fs::create_dir_all(root.join("etc")).expect("make directories");
+    fs::write(dir.join(OUTSIDE), OUTSIDE).expect("write");
+    for (link, target) in [("up", ".."), ("out", "../outside")] {
+        std::os::unix::fs::symlink(target, root.join(link)).expect("link");
+    }
+    if let Ok(paths) = deleted::parse(text, Path::new("list")) {
+        let _removed = deleted::remove(&root, &paths);
+    }
+    assert!(root.exists(), "the root itself");
+    is_alone(dir, &["root", OUTSIDE]);
 }
 
 fn spec(text: &[u8], _: &Path) {

@@ -158,6 +158,17 @@ impl Layout {
         images && is(&self.image(INVENTORY), fs::Metadata::is_file)
     }
 
+    /// Whether another engine made it (podman, CRI-O, containerd's CRI), which keeps a container's files in its own way: it is nested, and
+    /// has no manifest of ours.
+    pub fn is_foreign(&self) -> bool {
+        self.shape == Shape::Nested && fs::symlink_metadata(self.extra(Extra::Manifest)).is_err()
+    }
+
+    /// Whether there is such a part, in a file that is no link.
+    pub fn has(&self, extra: Extra) -> bool {
+        fs::symlink_metadata(self.extra(extra)).is_ok_and(|metadata| metadata.is_file())
+    }
+
     /// The checkpoint's directory.
     pub fn root(&self) -> &Path {
         &self.root
@@ -218,6 +229,20 @@ mod tests {
             assert_eq!(found.map(|layout| layout.shape()), shape, "{files:?}");
             let names = files.iter().map(Path::new);
             assert_eq!(Shape::of_names(names), shape, "{files:?}");
+        }
+    }
+
+    #[test]
+    fn another_engine_has_no_manifest_of_ours() {
+        for (files, foreign) in [
+            (&["checkpoint/inventory.img", "rootfs-diff.tar"][..], true),
+            (&["checkpoint/inventory.img", "cedana.json"], false),
+            (&["inventory.img", "rootfs-diff.tar"], false),
+        ] {
+            let dir = with(files);
+            let layout = Layout::find(dir.path()).expect("images");
+            assert_eq!(layout.is_foreign(), foreign, "{files:?}");
+            assert_eq!(layout.has(Extra::RootfsDiff), files.contains(&"rootfs-diff.tar"));
         }
     }
 

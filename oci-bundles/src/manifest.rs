@@ -119,6 +119,9 @@ pub struct Part {
     pub digest: Digest,
 }
 
+/// The kind of what is not saved that is one file of the writable layer, or a directory of it with all that is in it.
+pub const FILE_NOT_SAVED: &str = "file";
+
 /// Something that a restore finds as it is then, not as it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotSaved {
@@ -126,7 +129,7 @@ pub struct NotSaved {
     pub kind: String,
     /// Where the container sees it.
     pub path: PathBuf,
-    /// What the host calls it, if anything.
+    /// What the host calls it, if anything; of what could have been saved, why it was not.
     #[serde(default)]
     pub source: String,
 }
@@ -200,6 +203,11 @@ pub enum Difference {
 }
 
 impl Manifest {
+    /// Single files that are missing in a writable layer that is saved.
+    pub fn files_left_out(&self) -> impl Iterator<Item = &NotSaved> {
+        self.not_saved.iter().filter(|one| one.kind == FILE_NOT_SAVED)
+    }
+
     /// A manifest from its text, checked.
     pub fn parse(text: &[u8]) -> Result<Self, ManifestError> {
         // The number first: the rest of a later schema may be anything.

@@ -18,6 +18,8 @@
 //! - a layer that cannot be told from its upper directory alone (`redirect_dir`, `metacopy`) is refused.
 
 pub mod apply;
+pub mod deleted;
+pub mod foreign;
 pub mod make;
 
 pub(crate) mod attributes;
@@ -30,8 +32,22 @@ pub enum Tree {
     Upper,
     /// A root file system as its container sees it, on whatever it lies: what a diff deletes is removed.
     Merged,
+    /// The same, and a diff of an engine that has a [list](deleted) beside it for what is deleted: every name is just that.
+    Listed,
     /// A file system that is no layer of anything: every name and every device in it is just that.
     Own,
+}
+
+impl Tree {
+    /// Whether names in a diff of it may mean that something is deleted.
+    fn has_whiteouts(self) -> bool {
+        matches!(self, Self::Upper | Self::Merged)
+    }
+
+    /// Whether what is there already is what the container sees.
+    fn is_merged(self) -> bool {
+        matches!(self, Self::Merged | Self::Listed)
+    }
 }
 
 #[cfg(feature = "archive")]

@@ -84,7 +84,7 @@ impl Registry {
         });
         let record = Record {
             schema: SCHEMA,
-            name: annotation(NAME_ANNOTATION).filter(|name| is_name(name)),
+            name: name(annotation(NAME_ANNOTATION), &container.key.id),
             sandbox: annotation(CRI_KIND).is_some_and(|kind| kind == "sandbox"),
             image: annotation(CRI_IMAGE),
             bundle: container.bundle.to_owned(),
@@ -283,6 +283,20 @@ impl Entry {
     }
 }
 
+/// What the annotation calls the container. What is no name would be none on a command line: the container has its id for one then.
+fn name(said: Option<String>, id: &str) -> Option<String> {
+    let name = said?;
+    if is_name(&name) {
+        return Some(name);
+    }
+    tracing::warn!(
+        id,
+        name,
+        "the annotation {NAME_ANNOTATION} is not used: a name has letters, digits, dots, underscores and hyphens"
+    );
+    None
+}
+
 fn stdio(request: &StdioRequest) -> Stdio {
     // The environment of a logging binary may hold its credentials.
     let plain = |uri: &String| match uri.contains("?env.") || uri.contains("&env.") {
@@ -312,6 +326,16 @@ mod tests {
             (published.stdout.as_str(), published.stderr.as_str()),
             ("", "file:///log")
         );
+    }
+
+    #[test]
+    fn what_is_no_name_is_not_taken_for_one() {
+        let called = |said: &str| name(Some(said.to_owned()), "id");
+        assert_eq!(called("web-1"), Some("web-1".to_owned()));
+        for bad in ["", "a b", "a\nb", "../x", "\u{1b}[2J"] {
+            assert_eq!(called(bad), None, "{bad:?}");
+        }
+        assert_eq!(name(None, "id"), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //!   remove   only what is a checkpoint, and only the files of that
 //! ```
 
+pub mod incomplete;
 pub mod inspect;
 pub mod left;
 pub mod list;

@@ -23,7 +23,7 @@ const BUILD_RELEASE: &str = "forky";
 const BUILD_PACKAGES: &str = "ca-certificates,gcc,golang-go,libc6-dev,libseccomp-dev,pkg-config";
 
 /// Clients that work with any suite's containerd; the engines among the programs are for `latest` only.
-const CLIENTS: &[&str] = &["crictl", "nerdctl"];
+const CLIENTS: &[&str] = &["checkpointctl", "crictl", "nerdctl"];
 
 /// Where certificates lie in Debian. The build trusts what the host trusts.
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";

@@ -4,20 +4,26 @@
 //! Whoever uses the database shares a lock on the directory beside it; whoever makes it or puts it aside has that lock alone.
 //! SQLite finds the log of a database by its name, and removes it so as well: a process that had the old one open would
 //! play its log into the new one, or delete the new one's.
+//!
+//! `db.path` may name a file of somebody else's by a slip. Put aside is only what has been a database, by its first bytes, or stands where
+//! one of ours has been: that directory is beside it.
 
 use std::fs::{DirBuilder, File};
-use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag};
 
 use super::store::{Fault, Store, StoreError};
 
 /// How long to wait for another process: most take milliseconds, and the others are not worth waiting for.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// What begins every database of SQLite's (its file format, 1.3).
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
@@ -38,10 +44,41 @@ pub(super) struct Found {
 
 /// Opens a database, or makes one. `directory` has the lock.
 pub(super) fn open(path: &Path, directory: &Path) -> Result<Found, StoreError> {
+    refuse_foreign(path, directory)?;
     match open_held(path, directory) {
         Err(e) if matches!(e.fault, Fault::Missing | Fault::Damaged) => repair(path, directory, None),
         done => done,
     }
+}
+
+/// Leaves alone what was never a database, where there was none of ours. The directory is made with the first look at one, so this comes
+/// before that.
+fn refuse_foreign(path: &Path, directory: &Path) -> Result<(), StoreError> {
+    if directory.is_dir() || head(path).is_none_or(|head| may_be_database(&head)) {
+        return Ok(());
+    }
+    Err(StoreError::new(
+        Fault::Foreign,
+        "it is a file of something else, and no database; nothing is changed",
+    ))
+}
+
+/// The first bytes of a regular file. What they cannot be had of is told by whoever opens it.
+fn head(path: &Path) -> Option<Vec<u8>> {
+    // A fifo would keep us for ever.
+    let flags = OFlag::O_NONBLOCK.bits();
+    let file = File::options().read(true).custom_flags(flags).open(path).ok()?;
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    let mut head = Vec::new();
+    let _bytes = file.take(MAGIC.len() as u64).read_to_end(&mut head).ok()?;
+    Some(head)
+}
+
+/// A database begins so, whole or cut. A crash of the host may leave zeros in its place, or nothing.
+fn may_be_database(head: &[u8]) -> bool {
+    MAGIC.starts_with(head) || head.iter().all(|byte| *byte == 0)
 }
 
 /// Opens a database again after making of it what is missing. `damaged` is one that turned out to be damaged, and
@@ -224,4 +261,24 @@ fn unusable(e: std::io::Error) -> StoreError {
         Fault::Unusable
     };
     StoreError::new(fault, e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_a_database_is_told_by_its_first_bytes() {
+        for (head, wanted) in [
+            (&b"SQLite format 3\0"[..], true),
+            (b"SQLite f", true),
+            (b"", true),
+            (&[0; 16], true),
+            (b"root:x:0:0:root:", false),
+            (b"sqlite format 3\0", false),
+            (b"\x7fELF", false),
+        ] {
+            assert_eq!(may_be_database(head), wanted, "{head:?}");
+        }
+    }
 }

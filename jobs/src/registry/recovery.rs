@@ -159,7 +159,10 @@ fn reason(path: &Path, e: &StoreError) -> String {
         Fault::Locked => format!("another process has locked {path}; try again when it is done"),
         Fault::Full => format!("there is no room for {path}; make some, and try again"),
         Fault::Newer(schema) => format!("{path} belongs to a newer version (schema {schema}); use that one"),
-        Fault::Missing | Fault::Damaged | Fault::Unusable | Fault::Foreign => {
+        Fault::Foreign => {
+            format!("{path} cannot be used ({e}); name another file (db.path), or move that one")
+        }
+        Fault::Missing | Fault::Damaged | Fault::Unusable => {
             format!("{path} cannot be used ({e}); mend or move it, and try again")
         }
     }

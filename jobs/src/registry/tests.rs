@@ -411,6 +411,37 @@ fn a_damaged_database_is_put_aside_and_made_anew() {
 }
 
 #[test]
+fn a_file_of_somebody_else_is_left_alone() {
+    for text in ["root:x:0:0:root:/root:/bin/sh\n", "x", "\u{1}\u{2}"] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("passwd");
+        std::fs::write(&path, text).unwrap();
+        // The first one leaves nothing behind that would have the second one take it for ours.
+        for _ in 0..2 {
+            let opened = Registry::open(&path);
+            match opened.warnings.as_slice() {
+                [Warning::Unusable { text, .. }] => assert!(text.contains("something else"), "{text}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+    // What begins as a database, is zero or empty, was ours for all that one can tell.
+    for bytes in [&b"SQLite format 3\0, once"[..], &[0; 4096], b""] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("jobs.db");
+        std::fs::write(&path, bytes).unwrap();
+        let opened = Registry::open(&path);
+        assert!(
+            opened.registry.in_memory_because.is_none(),
+            "{:?}",
+            opened.warnings
+        );
+    }
+}
+
+#[test]
 fn no_damage_is_beyond_it() {
     let whole = Fixture::with_two_jobs();
     drop(whole.healthy());
@@ -471,6 +502,7 @@ fn a_damaged_row_is_read_again() {
 #[test]
 fn a_few_damaged_ones_are_kept() {
     let fixture = Fixture::new();
+    drop(fixture.healthy());
     for _ in 0..6 {
         std::fs::write(fixture.path(), "not a database").unwrap();
         assert!(fixture.open().is_new);

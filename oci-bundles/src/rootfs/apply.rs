@@ -115,6 +115,16 @@ pub fn apply_to(
     Ok(applying.applied)
 }
 
+/// Removes what has this name in a directory, with all that is below it.
+pub(super) fn remove_at(dir: &OwnedFd, name: &Path) -> io::Result<()> {
+    // The directory is ours by its descriptor, and its last part is not followed.
+    let at = attributes::path_of(dir).join(name);
+    match std::fs::symlink_metadata(&at)?.is_dir() {
+        true => std::fs::remove_dir_all(&at),
+        false => std::fs::remove_file(&at),
+    }
+}
+
 struct Applying<'a, R> {
     tree: Tree,
     name: &'a Path,
@@ -155,7 +165,7 @@ impl<R: Read> Applying<'_, R> {
     ) -> Result<(), ArchiveError> {
         let name = entry.path.file_name().unwrap_or_default();
         match meaning(name) {
-            _ if self.tree == Tree::Own => {}
+            _ if !self.tree.has_whiteouts() => {}
             Meaning::Plain => {}
             _ if entry.kind != Kind::File => return Err(self.refused(&entry, "a whiteout that is no file")),
             Meaning::Whiteout(deleted) => return self.whiteout(&entry, &deleted),
@@ -277,7 +287,7 @@ impl<R: Read> Applying<'_, R> {
         let path = entry.path.with_file_name(deleted);
         let _was_there = self.files.remove(&path);
         self.make_room(&path)?;
-        if self.tree == Tree::Merged {
+        if self.tree.is_merged() {
             return Ok(());
         }
         let made = self.place.split(&path);
@@ -287,7 +297,7 @@ impl<R: Read> Applying<'_, R> {
 
     fn opaque(&mut self, entry: &Entry) -> Result<(), ArchiveError> {
         let dir = entry.path.parent().unwrap_or(Path::new(""));
-        if self.tree == Tree::Merged {
+        if self.tree.is_merged() {
             return self.empty(dir);
         }
         let made = self.place.create_dir(dir).and_then(|()| self.place.look(dir));
@@ -297,7 +307,7 @@ impl<R: Read> Applying<'_, R> {
 
     /// Removes what is at a path, unless it is a directory; in a merged tree that, too: the layer hides it.
     fn make_room(&mut self, path: &Path) -> Result<(), ArchiveError> {
-        if self.tree == Tree::Merged {
+        if self.tree.is_merged() {
             return self.remove(path);
         }
         let removed = self.place.split(path);
@@ -309,7 +319,7 @@ impl<R: Read> Applying<'_, R> {
 
     /// In a merged tree a directory may have to take the place of something else.
     fn make_room_for_dir(&mut self, path: &Path) -> Result<(), ArchiveError> {
-        if self.tree != Tree::Merged || path.as_os_str().is_empty() {
+        if !self.tree.is_merged() || path.as_os_str().is_empty() {
             return Ok(());
         }
         let is_dir =
@@ -336,15 +346,7 @@ impl<R: Read> Applying<'_, R> {
             .place
             .split(path)
             .map_err(io::Error::from)
-            .and_then(|(dir, name)| {
-                // The directory is ours by its descriptor, and its last part is not followed.
-                let at = attributes::path_of(dir).join(name);
-                match std::fs::symlink_metadata(&at) {
-                    Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(&at),
-                    Ok(_) => std::fs::remove_file(&at),
-                    Err(error) => Err(error),
-                }
-            });
+            .and_then(|(dir, name)| remove_at(dir, name));
         match result {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed(path, error)),
             _ => Ok(()),

@@ -46,14 +46,15 @@ pub struct Made {
     pub deleted: Vec<PathBuf>,
     /// Sockets, which are not in it.
     pub left_out: Vec<PathBuf>,
+    /// What a layer cannot say, since a name that begins with `.wh.` has another meaning there: files, and directories with all in them.
+    pub unsayable: Vec<PathBuf>,
 }
 
 /// Writes a diff of an upper directory. Whatever changes in it meanwhile, nothing outside it is read; a file that
 /// changes its size fails the diff, so the container should be frozen. The total of the progress is not known, and 0.
 ///
 /// # Errors
-/// A layer with `redirect_dir` or `metacopy`, a name that a layer's tar cannot say, and what the disk says of either
-/// side: [`ArchiveError`] has the path.
+/// A layer with `redirect_dir` or `metacopy`, and what the disk says of either side: [`ArchiveError`] has the path.
 pub fn make<W: Write>(
     upper: &Path,
     out: W,
@@ -145,10 +146,9 @@ impl<W: Write> Making<'_, '_, W> {
             return Err(self.unpackable(&path, why));
         }
         if self.is_layer && name.as_bytes().starts_with(WHITEOUT_PREFIX) {
-            return Err(self.unpackable(
-                &path,
-                "a layer has another meaning for names that begin with .wh.",
-            ));
+            self.count()?;
+            self.made.unsayable.push(path);
+            return Ok(false);
         }
         if path.components().count() > DEPTH_MAX {
             return Err(self.unpackable(&path, "it is too deep"));
@@ -244,15 +244,20 @@ impl<W: Write> Making<'_, '_, W> {
         Ok(())
     }
 
-    fn entry(&mut self, entry: &Entry) -> Result<(), ArchiveError> {
+    fn count(&mut self) -> Result<(), ArchiveError> {
         self.made.entries += 1;
         let most = match self.is_layer {
             true => ENTRIES_MAX,
             false => MEMORY_ENTRIES_MAX,
         };
-        if self.made.entries > most {
-            return Err(self.unpackable(Path::new(""), "it has too many files"));
+        match self.made.entries > most {
+            true => Err(self.unpackable(Path::new(""), "it has too many files")),
+            false => Ok(()),
         }
+    }
+
+    fn entry(&mut self, entry: &Entry) -> Result<(), ArchiveError> {
+        self.count()?;
         let written = self.writer.entry(entry);
         written
             .map_err(|error| ArchiveError::storage("write the diff of", &self.upper.join(&entry.path), error))

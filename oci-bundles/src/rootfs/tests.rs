@@ -13,6 +13,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use super::Tree;
 use super::apply::{Allowed, Applied, Device, apply, apply_to};
 use super::attributes;
+use super::foreign;
 use super::make::{Made, make};
 use crate::archive::entry::{Entry, Kind};
 use crate::archive::limits::Limits;
@@ -347,13 +348,32 @@ fn layers_that_need_the_ones_below_are_refused() {
             error.to_string().contains("x: its data is in a lower layer"),
             "{error}"
         );
-        write(dir.join("upper3/.wh.name"), "");
-        let error = make(&dir.join("upper3"), Vec::new(), &mut quiet).unwrap_err();
-        assert!(
-            error.to_string().contains("names that begin with .wh."),
-            "{error}"
-        );
     });
+}
+
+#[test]
+fn names_that_a_layer_cannot_say_are_left_out_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let upper = dir.path().join("upper");
+    for name in [".wh.first", ".wh..wh..opq", "d/.wh.dir/below", "d/kept"] {
+        write(upper.join(name), "text");
+    }
+    // What has another name, too, is there by that.
+    fs::hard_link(upper.join(".wh.first"), upper.join("second")).unwrap();
+    symlink("kept", upper.join("d/.wh.link")).unwrap();
+    let (made, diff) = made(&upper);
+    let unsayable: Vec<_> = made.unsayable.iter().map(|path| path.to_str().unwrap()).collect();
+    assert_eq!(
+        unsayable,
+        [".wh..wh..opq", ".wh.first", "d/.wh.dir", "d/.wh.link"]
+    );
+    let mut archive = tar::Archive::new(&diff[..]);
+    let names = archive.entries().unwrap().map(|entry| {
+        let entry = entry.unwrap();
+        (entry.path().unwrap().display().to_string(), entry.size())
+    });
+    let names: Vec<_> = names.filter(|(_, size)| *size > 0).collect();
+    assert_eq!(names, [("second".to_owned(), 4), ("d/kept".to_owned(), 4)]);
 }
 
 fn file(path: &str) -> Entry {
@@ -521,4 +541,88 @@ fn a_file_that_shrinks_fails_its_diff() {
     };
     let error = make(dir.path(), Vec::new(), &mut shrink).unwrap_err();
     assert!(error.to_string().contains("f: it shrank"), "{error}");
+}
+
+/// Applies another engine's diff, as it lies in a checkpoint, to a root file system.
+fn applied_foreign(diff: &[u8], dir: &Path, root: &Path) -> Result<Applied, ArchiveError> {
+    let path = dir.join("diff");
+    fs::write(&path, diff).unwrap();
+    let allowed = Allowed {
+        limits: Limits::default(),
+        device: &|_| false,
+    };
+    foreign::apply(File::open(&path).unwrap(), &path, root, &allowed, &mut quiet)
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packed.write_all(bytes).unwrap();
+    packed.finish().unwrap()
+}
+
+#[test]
+fn names_in_a_diff_mean_what_its_engine_means_by_them() {
+    if !is_root("names_in_a_diff_mean_what_its_engine_means_by_them") {
+        return;
+    }
+    let plain = diff(&[file("srv/new"), file("etc/.wh.motd"), file("etc/.wh.")]);
+    let layer = diff(&[file("srv/new"), file("etc/.wh.motd")]);
+    for (bytes, deletes) in [(plain.clone(), false), (gzip(&layer), true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        write(root.join("etc/motd"), "");
+        fs::create_dir(root.join("srv")).unwrap();
+        fs::set_permissions(root.join("srv"), fs::Permissions::from_mode(0o1777)).unwrap();
+        drop(applied_foreign(&bytes, dir.path(), &root).unwrap());
+        assert!(root.join("srv/new").exists());
+        assert_eq!(root.join("etc/motd").exists(), !deletes);
+        assert_eq!(root.join("etc/.wh.motd").exists(), !deletes);
+        // The directory is not in the diff, and stays as it is.
+        assert_eq!(fs::metadata(root.join("srv")).unwrap().mode() & 0o7777, 0o1777);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for damaged in [&plain[..700], &gzip(&layer)[..40], &[0x1f, 0x8b][..], &[][..]] {
+        assert!(applied_foreign(damaged, dir.path(), dir.path()).is_err());
+    }
+}
+
+#[test]
+fn a_hostile_diff_of_another_engine_reaches_nothing_outside() {
+    if !is_root("a_hostile_diff_of_another_engine_reaches_nothing_outside") {
+        return;
+    }
+    for (path, kind) in [
+        ("up/evil", Kind::File),
+        ("up/sub/evil", Kind::Directory),
+        ("up/kept", Kind::Symlink("x".into())),
+        ("up/sub/.wh.kept", Kind::File),
+        ("up/fifo", Kind::Fifo),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, outside) = (dir.path().join("root"), dir.path().join("outside"));
+        write(outside.join("kept"), "kept");
+        fs::create_dir(&root).unwrap();
+        symlink("../outside", root.join("up")).unwrap();
+        let bytes = diff(&[of_kind(path, kind)]);
+        for bytes in [gzip(&bytes), bytes] {
+            assert!(applied_foreign(&bytes, dir.path(), &root).is_err(), "{path}");
+        }
+        assert_eq!(fs::read(outside.join("kept")).unwrap(), b"kept");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "{path}");
+    }
+    // The diff takes the link's place: then it is a directory in the root, and nothing outside.
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    fs::create_dir(&root).unwrap();
+    symlink("/etc", root.join("up")).unwrap();
+    let bytes = diff(&[
+        of_kind("up", Kind::Directory),
+        file("up/cedana-test"),
+        of_kind("null", Kind::CharDevice(1, 3)),
+        of_kind("sign", Kind::CharDevice(0, 0)),
+    ]);
+    let applied = applied_foreign(&bytes, dir.path(), &root).unwrap();
+    assert!(root.join("up/cedana-test").exists() && !Path::new("/etc/cedana-test").exists());
+    assert_eq!(applied.left_out, ["null", "sign"].map(PathBuf::from));
+    assert!(!root.join("null").exists() && !root.join("sign").exists());
 }

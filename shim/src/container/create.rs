@@ -28,12 +28,10 @@ use crate::restore::layer::{self, Replaced};
 use crate::restore::{self, RestoreAt, RestoreCause, RestoreJob, Restored};
 use crate::runc::{Call, Runc};
 use crate::stdio::{self, Prepared, StdioRequest, Streams};
+use crate::worker::files::shm;
 
 /// How long cleaning up after a failed create may take.
 const UNDO_DEADLINE: Duration = Duration::from_secs(30);
-
-/// The directory in the bundle that `cedana` knows by this name.
-const OWN_SHM: &str = "cedana-shm";
 
 /// What containerd asks for.
 #[derive(Debug)]
@@ -122,7 +120,7 @@ pub async fn create(mut request: Request, around: Surroundings) -> Result<Contai
     }
     let entry = registry.entry(facts.new_entry(&request, unpacked_from.as_deref()));
     let strangers = facts.reaper.expect_strangers();
-    let init = match init(&facts, &request, layer.is_some()).await {
+    let init = match init(&facts, &request, layer.as_ref().is_some_and(Replaced::is_filled)).await {
         Ok(init) => {
             keep_layer(layer);
             init
@@ -261,7 +259,7 @@ fn give_criu_a_config(facts: &Facts) -> Result<()> {
 /// A container that is made for a checkpoint of another engine's has its `/dev/shm` here: `cedana` names it in the spec, relative to the
 /// bundle, which lies in memory and goes with the task.
 fn make_own_shm(bundle: &Path) -> Result<()> {
-    let path = bundle.join(OWN_SHM);
+    let path = bundle.join(shm::OWN);
     match fs::create_dir(&path) {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
@@ -305,10 +303,10 @@ pub(super) async fn bring_layer(
         return Ok(None);
     };
     let failed = |error: RestoreCause| error.told("put back the writable layer");
-    let Some(diff) = layer::of_checkpoint(Path::new(checkpoint)).map_err(failed)? else {
+    let Some(saved) = layer::of_checkpoint(Path::new(checkpoint)).map_err(failed)? else {
         return Ok(None);
     };
-    let replaced = Replaced::with(&facts.reaper, diff, upper, &facts.bundle, settings.timeout).await;
+    let replaced = Replaced::with(&facts.reaper, saved, upper, &facts.bundle, settings.timeout).await;
     replaced.map(Some).map_err(failed)
 }
 

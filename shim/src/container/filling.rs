@@ -77,6 +77,7 @@ pub(super) async fn until_filled(
 ) -> Result<()> {
     let Some(filling) = filling else { return Ok(()) };
     progress.begins("dump", "wait for memory");
+    filling.hurry();
     let end = tokio::select! {
         end = timeout(FILLED_DEADLINE, filling.end()) => Some(end),
         () = cancel.asked() => None,

@@ -177,7 +177,7 @@ async fn in_place(
     let layer = renew_root(facts, &checkpoint, settings).await?;
     let from = From {
         checkpoint,
-        layer_is_there: layer.is_some(),
+        layer_is_there: layer.as_ref().is_some_and(Replaced::is_filled),
     };
     let (pid, streams, restored) = match bring_back(facts, stdio, from, settings).await {
         Ok(back) => {

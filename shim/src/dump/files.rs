@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use config::Files;
 use oci_bundles::layout::Shape;
-use oci_bundles::manifest::NotSaved;
+use oci_bundles::manifest::{FILE_NOT_SAVED, NotSaved};
 
 use super::steps::WRITE_RATE_MIN;
 use super::{DumpCause, Dumping};
@@ -76,6 +76,9 @@ impl Dumping<'_> {
 /// Why nothing is saved where it would change meanwhile.
 const NO_FREEZER: &str = "the container cannot be frozen, and its files would change while they are read";
 
+/// Why single files are not saved.
+const UNSAYABLE: &str = "a layer has another meaning for names that begin with .wh.";
+
 /// Nothing of an order, and why.
 fn unsaved(order: &SaveOrder, why: &str) -> Saved {
     let why = |wanted: bool| wanted.then(|| why.to_owned());
@@ -106,6 +109,7 @@ fn tell(not_saved: &mut Vec<NotSaved>, saved: Saved) {
     if saved.shm {
         not_saved.retain(|one| !is_shm(one));
     }
+    not_saved.extend(unsayable(&saved));
     for one in not_saved.iter_mut() {
         if let Some(why) = saved.no_layer.as_ref().filter(|_| one.kind == LAYER) {
             one.source.clone_from(why);
@@ -116,9 +120,44 @@ fn tell(not_saved: &mut Vec<NotSaved>, saved: Saved) {
     }
 }
 
+/// The files that the saved layer cannot say; the last one stands for all that are not named.
+fn unsayable(saved: &Saved) -> Vec<NotSaved> {
+    let one = |path: &str, source: &str| NotSaved {
+        kind: FILE_NOT_SAVED.to_owned(),
+        path: path.into(),
+        source: source.to_owned(),
+    };
+    let mut all: Vec<_> = saved.names.iter().map(|name| one(name, UNSAYABLE)).collect();
+    let more = saved.unsayable.saturating_sub(all.len() as u64);
+    if more > 0 {
+        all.push(one("/", &format!("{more} more: {UNSAYABLE}")));
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_that_a_layer_cannot_say_are_named_and_counted() {
+        let saved = |names: &[&str], unsayable| Saved {
+            layer: true,
+            unsayable,
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..Saved::default()
+        };
+        let mut told = vec![layer("not yet")];
+        tell(&mut told, saved(&["/a/.wh.b"], 3));
+        let paths: Vec<_> = told.iter().map(|one| one.path.display().to_string()).collect();
+        assert_eq!(paths, ["/a/.wh.b", "/"]);
+        assert!(
+            told.iter()
+                .all(|one| one.kind == "file" && one.source.contains(".wh."))
+        );
+        assert!(told[1].source.starts_with("2 more"), "{told:?}");
+        assert!(unsayable(&saved(&[], 0)).is_empty());
+    }
 
     #[test]
     fn what_is_saved_is_no_longer_named_and_the_rest_says_why() {

@@ -15,6 +15,9 @@
 //! is undone by the restore like what it did to its memory. Where the client has it mounted already (docker's own storage), the layer
 //! is put through the mount, and only into another container than the one that was dumped: in that one docker keeps the files as they are.
 //!
+//! Another engine's diff does not have every directory that it changes something in. It is put through the mount, too, by the phase
+//! [of the restore](super::files) for that; where we mount, over an upper directory that is fresh and empty.
+//!
 //! A shim that dies meanwhile leaves both; [`mend`] puts the one before back when the container is made again, and names what a
 //! removal has left.
 
@@ -47,18 +50,37 @@ pub(crate) const LAYER_NOT_SAVED: &str = "rootfs";
 #[derive(Debug)]
 pub struct Replaced {
     upper: PathBuf,
+    is_filled: bool,
 }
 
-/// The writable layer in a checkpoint of ours; none in one without, or in another tool's: they have ways of their own.
+/// The writable layer in a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Saved {
+    /// A diff of ours, which makes a whole upper directory.
+    Layer(PathBuf),
+    /// Another engine's, which needs the image below it.
+    Foreign,
+}
+
+/// The writable layer in a checkpoint; none in one without.
 ///
 /// # Errors
 /// The manifest is damaged.
-pub fn of_checkpoint(checkpoint: &Path) -> Result<Option<PathBuf>, RestoreCause> {
+pub fn of_checkpoint(checkpoint: &Path) -> Result<Option<Saved>, RestoreCause> {
     let Some(layout) = Layout::find(checkpoint) else {
         return Ok(None);
     };
+    if layout.is_foreign() {
+        return Ok(has_foreign(&layout).then_some(Saved::Foreign));
+    }
     let manifest = manifest::read(layout.root())?;
-    Ok(lists(&manifest, Extra::RootfsDiff).then(|| layout.extra(Extra::RootfsDiff)))
+    let diff = || Saved::Layer(layout.extra(Extra::RootfsDiff));
+    Ok(lists(&manifest, Extra::RootfsDiff).then(diff))
+}
+
+/// Whether another engine has saved what its container changed in the root file system.
+pub(super) fn has_foreign(layout: &Layout) -> bool {
+    layout.is_foreign() && (layout.has(Extra::RootfsDiff) || layout.has(Extra::DeletedFiles))
 }
 
 /// Whether a part is in the checkpoint that this manifest is of. For podman every one has a diff; where the layer is not saved it has
@@ -101,38 +123,57 @@ pub fn mend(rootfs: &[Mount]) -> Result<Vec<PathBuf>, RestoreCause> {
         return Ok(Vec::new());
     };
     if aside::before(&upper).exists() {
-        Replaced { upper: upper.clone() }.put_back()?;
+        let replaced = Replaced {
+            upper: upper.clone(),
+            is_filled: false,
+        };
+        replaced.put_back()?;
     }
     Ok(aside::given_up(&upper))
 }
 
 impl Replaced {
-    /// Has a worker put the diff into a fresh directory in the place of `upper`.
+    /// Puts a fresh directory in the place of `upper`, and has a worker put a diff of ours into that.
     ///
     /// # Errors
     /// It is hostile or damaged, or what the disk says. Everything is as it was then.
     pub async fn with(
         reaper: &Reaper,
-        diff: PathBuf,
+        saved: Saved,
         upper: PathBuf,
         bundle: &Path,
         said: Duration,
     ) -> Result<Self, RestoreCause> {
         aside::renew(&upper).map_err(RestoreCause::files("make room for the saved layer in", &upper))?;
-        let replaced = Self { upper };
+        let mut replaced = Self {
+            upper,
+            is_filled: false,
+        };
+        let Saved::Layer(diff) = saved else {
+            return Ok(replaced);
+        };
         let order = PutBackOrder {
-            tar: diff,
+            tar: Some(diff),
+            deleted: None,
             to: replaced.upper.clone(),
             into: Into::Upper,
             bundle: bundle.to_owned(),
         };
         match put_back(reaper, &order, said).await {
-            Ok(()) => Ok(replaced),
+            Ok(()) => {
+                replaced.is_filled = true;
+                Ok(replaced)
+            }
             Err(cause) => {
                 replaced.put_back()?;
                 Err(cause)
             }
         }
+    }
+
+    /// Whether what was saved is there, and has not to be put through the mount.
+    pub fn is_filled(&self) -> bool {
+        self.is_filled
     }
 
     /// The restore went well: what was there before is no layer any more, and to be [removed](remove).
@@ -190,6 +231,35 @@ mod tests {
         }]
     }
 
+    fn replaced(upper: &Path) -> Replaced {
+        Replaced {
+            upper: upper.to_owned(),
+            is_filled: true,
+        }
+    }
+
+    #[test]
+    fn what_another_engine_saved_is_told_by_the_layout() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir(path("checkpoint")).expect("a directory");
+        fs::write(path("checkpoint/inventory.img"), "").expect("a file");
+        let saved = || of_checkpoint(dir.path()).expect("read");
+        assert_eq!(saved(), None);
+        for name in ["deleted.files", "rootfs-diff.tar"] {
+            fs::write(path(name), "").expect("a file");
+            assert_eq!(saved(), Some(Saved::Foreign), "{name}");
+        }
+        // A diff that our manifest does not list is none.
+        fs::write(path(manifest::NAME), r#"{"schema": 2}"#).expect("a file");
+        assert_eq!(saved(), None);
+        assert_eq!(
+            of_checkpoint(&path("checkpoint")).expect("read"),
+            None,
+            "CRI's way"
+        );
+    }
+
     #[test]
     fn a_layer_is_put_aside_and_back() {
         let dir = tempfile::tempdir().expect("a directory");
@@ -202,7 +272,7 @@ mod tests {
         for ends_well in [false, true] {
             aside::renew(&upper).expect("aside");
             fs::write(upper.join("is"), "").expect("a file");
-            let replaced = Replaced { upper: upper.clone() };
+            let replaced = replaced(&upper);
             match ends_well {
                 true => remove(&replaced.keep().expect("renamed")),
                 // As the next one does it who makes the container, after a shim that died.
@@ -231,7 +301,7 @@ mod tests {
         for round in ["0", "1", "2"] {
             fs::write(upper.join(round), "").expect("a file");
             aside::renew(&upper).expect("aside");
-            left.push(Replaced { upper: upper.clone() }.keep().expect("renamed"));
+            left.push(replaced(&upper).keep().expect("renamed"));
         }
         fs::write(upper.join("live"), "").expect("a file");
         let mut named = mend(&rootfs).expect("nothing is put back");

@@ -4,6 +4,7 @@
 //!   save-files       the overlay's upper directory --> rootfs-diff.tar, deleted.files      (while the container stands)
 //!                    the host's side of /dev/shm   --> devshm-checkpoint.tar
 //!   put-back-files   such a tar --> an upper directory, a root file system, a /dev/shm      (before CRIU restores)
+//!                    another engine's, and its list of what is deleted --> a root file system
 //! ```
 //!
 //! Invariants: the paths of an order are the shim's and those of the live request, never of a checkpoint; what is in a tar may be
@@ -48,6 +49,10 @@ pub(crate) struct Saved {
     pub layer: bool,
     /// Why it was not, though it was wanted.
     pub no_layer: Option<String>,
+    /// How many files of it cannot be said in it.
+    pub unsayable: u64,
+    /// The first of them, for people, as the container calls them.
+    pub names: Vec<String>,
     /// `/dev/shm`.
     pub shm: bool,
     /// Why it was not.
@@ -59,8 +64,10 @@ pub(crate) struct Saved {
 /// What is to be put back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PutBackOrder {
-    /// The tar.
-    pub tar: PathBuf,
+    /// The tar; none where only something is deleted.
+    pub tar: Option<PathBuf>,
+    /// A [list](oci_bundles::rootfs::deleted) of what goes after that.
+    pub deleted: Option<PathBuf>,
     /// Where its files go.
     pub to: PathBuf,
     /// What that is.
@@ -77,8 +84,12 @@ pub(crate) enum Into {
     Upper,
     /// A root file system that is.
     Merged,
+    /// The same, and the tar is another engine's.
+    Foreign,
     /// A file system in memory, which is emptied first.
     Memory,
+    /// A directory on one that is not the container's alone, of which it may take half of what is free. Emptied first.
+    Share,
 }
 
 impl Into {
@@ -86,7 +97,8 @@ impl Into {
         match self {
             Self::Upper => Tree::Upper,
             Self::Merged => Tree::Merged,
-            Self::Memory => Tree::Own,
+            Self::Foreign => Tree::Listed,
+            Self::Memory | Self::Share => Tree::Own,
         }
     }
 }

@@ -56,6 +56,7 @@ pub struct Filling {
     pid: i32,
     exit: ExitWatch,
     end: watch::Receiver<Option<End>>,
+    socket: Arc<UnixDatagram>,
 }
 
 /// How it ended: bytes that were filled, or why not all were.
@@ -73,6 +74,12 @@ impl Filling {
             Ok(end) => end.clone().unwrap_or_else(lost),
             Err(_) => lost(),
         }
+    }
+
+    /// Lifts the limit of what it gives unasked: somebody waits for all memory.
+    pub fn hurry(&self) {
+        // One that has ended is in no hurry, and one that has so much to hear has heard this already.
+        let _ = self.socket.try_send(Word::Hurry.to_string().as_bytes());
     }
 
     /// Whether there is still something to wait for.
@@ -160,10 +167,12 @@ async fn next(socket: &UnixDatagram) -> io::Result<Option<(Word, Option<OwnedFd>
 fn follow(child: Child, socket: UnixDatagram) -> Filling {
     let (sender, end) = watch::channel(None);
     let exit = child.exit.clone();
+    let socket = Arc::new(socket);
+    let heard = Arc::clone(&socket);
     drop(tokio::spawn(async move {
         let mut kept = HashMap::new();
         let mut last = None;
-        while let Ok(Some((word, descriptor))) = next(&socket).await {
+        while let Ok(Some((word, descriptor))) = next(&heard).await {
             match (word, descriptor) {
                 (Word::Keep(number), Some(descriptor)) => drop(kept.insert(number, descriptor)),
                 (Word::Forget(number), _) => drop(kept.remove(&number)),
@@ -187,5 +196,6 @@ fn follow(child: Child, socket: UnixDatagram) -> Filling {
         pid: child.pid,
         exit: child.exit,
         end,
+        socket,
     }
 }

@@ -7,7 +7,7 @@ use jobs::record::Origin;
 use oci_bundles::archive::{self, Form};
 use oci_bundles::checkpoint;
 use oci_bundles::layout::{Extra, Layout, Shape};
-use oci_bundles::manifest::Manifest;
+use oci_bundles::manifest::{FILE_NOT_SAVED, Manifest};
 use oci_bundles::podman::{self, Foreign};
 use serde::Serialize;
 
@@ -252,10 +252,11 @@ fn describe(text: &mut String, manifest: &Manifest) {
         timings.map(|timing| (timing.phase.clone(), ms(timing.us))),
     );
     let not_saved = manifest.not_saved.iter().map(|one| {
-        let from = if one.source.is_empty() {
-            String::new()
-        } else {
-            format!(" of {}", one.source)
+        let from = match one.kind.as_str() {
+            _ if one.source.is_empty() => String::new(),
+            // Of what could have been saved it says why it was not.
+            "rootfs" | FILE_NOT_SAVED => format!(": {}", one.source),
+            _ => format!(" of {}", one.source),
         };
         (one.path.display().to_string(), format!("{}{from}", one.kind))
     });
@@ -294,11 +295,18 @@ mod tests {
                 size: 5 << 20,
                 digest: Digest::Blake3([0; 32]),
             }],
-            not_saved: vec![NotSaved {
-                kind: "volume".to_owned(),
-                path: "/da\nta".into(),
-                source: "/srv".to_owned(),
-            }],
+            not_saved: vec![
+                NotSaved {
+                    kind: "volume".to_owned(),
+                    path: "/da\nta".into(),
+                    source: "/srv".to_owned(),
+                },
+                NotSaved {
+                    kind: "file".to_owned(),
+                    path: "/.wh.a".into(),
+                    source: "no name for it".to_owned(),
+                },
+            ],
             timings: vec![Timing {
                 phase: "save".to_owned(),
                 us: 61_250,
@@ -318,7 +326,7 @@ mod tests {
         let told = told(&target, Form::Tar, Some(&manifest), None, None);
         let expected = "path: /nowhere/saved\nsize: 0 bytes\ncompression: tar\n\
                         versions:\n  criu: 4.2\n  kernel: 6.18\noptions:\n  tcp: close (set)\nfrozen: 62.0 ms\ntimings:\n  save: 61.2 ms\n\
-                        not saved:\n  /da\\nta: volume of /srv\nfiles:\n  pages-1.img: 5 MiB\n";
+                        not saved:\n  /da\\nta: volume of /srv\n  /.wh.a: file: no name for it\nfiles:\n  pages-1.img: 5 MiB\n";
         assert_eq!(text(&told), expected);
     }
 }

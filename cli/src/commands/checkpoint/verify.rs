@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use oci_bundles::archive::Limits;
 use oci_bundles::checkpoint::{self, CheckpointError, Verdict};
+use oci_bundles::manifest::{Manifest, ManifestError, NotSaved};
 use serde::Serialize;
 
 use super::long;
@@ -36,6 +37,8 @@ enum Status {
     Damaged,
     /// It can be read, and has no digests to compare with.
     Unverifiable,
+    /// A later version made it, which may mean other things by its words.
+    Newer,
 }
 
 impl Status {
@@ -44,6 +47,7 @@ impl Status {
             Self::Good => "good",
             Self::Damaged => "damaged",
             Self::Unverifiable => "unverifiable",
+            Self::Newer => "made by a later version",
         }
     }
 }
@@ -59,12 +63,14 @@ struct Told {
     problems: Vec<String>,
     /// Images beside those that belong to it.
     extra: Vec<std::path::PathBuf>,
+    /// Files of the container that it was made without.
+    left_out: Vec<NotSaved>,
 }
 
 /// Reads them through.
 ///
 /// # Errors
-/// There is no such checkpoint, or one of them is damaged ([`Kind::Failed`]).
+/// There is no such checkpoint, one of them is damaged ([`Kind::Failed`]), or only a later version can tell ([`Kind::Unsupported`]).
 pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
     let targets = if args.all {
         target::all(&Jobs::open(context).await?)
@@ -89,13 +95,24 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
     } else if all.is_empty() {
         output::line("No checkpoints found")?;
     }
-    match all.iter().filter(|told| told.status == Status::Damaged).count() {
-        0 => Ok(()),
-        1 if all.len() == 1 => Err(Error::failed("the checkpoint is damaged")),
-        count => Err(Error::failed(format!(
-            "{count} of {} checkpoints are damaged",
-            all.len()
-        ))),
+    outcome(&all)
+}
+
+/// What the call ends with: what is damaged is worse than what cannot be told.
+fn outcome(all: &[Told]) -> Result<(), Error> {
+    let count = |status| all.iter().filter(|told| told.status == status).count();
+    let of_all = |count: usize, one: &str, are: &str| match (count, all.len()) {
+        (1, 1) => format!("the checkpoint {one}"),
+        (count, of) => format!("{count} of {of} checkpoints {are}"),
+    };
+    match (count(Status::Damaged), count(Status::Newer)) {
+        (0, 0) => Ok(()),
+        (0, newer) => {
+            let made = "made by a later version";
+            let text = of_all(newer, &format!("was {made}"), &format!("were {made}"));
+            Err(Error::unsupported(text).hint("verify with that version"))
+        }
+        (damaged, _) => Err(Error::failed(of_all(damaged, "is damaged", "are damaged"))),
     }
 }
 
@@ -117,9 +134,24 @@ async fn verify(target: &Target, context: &Context) -> Result<Told, Error> {
 
 fn told(target: &Target, verdict: Result<Verdict, CheckpointError>) -> Result<Told, CheckpointError> {
     use oci_bundles::archive::ArchiveError::Cancelled;
+    let manifest = verdict
+        .as_ref()
+        .ok()
+        .and_then(|verdict| verdict.manifest.as_ref());
+    let left_out = manifest.into_iter().flat_map(Manifest::files_left_out).cloned();
+    let left_out = left_out.collect();
     let (status, bytes, problems, extra) = match verdict {
         Err(CheckpointError::Archive(Cancelled)) => return Err(Cancelled.into()),
-        Err(error) => (Status::Damaged, 0, vec![format!("failed to {error}")], Vec::new()),
+        Err(error) => {
+            let status = match error {
+                CheckpointError::Manifest {
+                    source: ManifestError::Newer(_),
+                    ..
+                } => Status::Newer,
+                _ => Status::Damaged,
+            };
+            (status, 0, vec![format!("failed to {error}")], Vec::new())
+        }
         Ok(verdict) => {
             let status = match (verdict.problems.is_empty(), verdict.is_vouched_for()) {
                 (false, _) => Status::Damaged,
@@ -138,6 +170,7 @@ fn told(target: &Target, verdict: Result<Verdict, CheckpointError>) -> Result<To
         bytes,
         problems,
         extra,
+        left_out,
     })
 }
 
@@ -151,7 +184,7 @@ fn text(told: &Told) -> String {
             size::whole(told.bytes)
         ),
         Status::Good => format!("{}: {word}, {}\n", shown(&told.path), size::whole(told.bytes)),
-        Status::Damaged => format!("{}: {word}\n", shown(&told.path)),
+        Status::Damaged | Status::Newer => format!("{}: {word}\n", shown(&told.path)),
     };
     for problem in &told.problems {
         text.push_str(&format!("  {}\n", output::text::line(problem)));
@@ -161,6 +194,10 @@ fn text(told: &Told) -> String {
             "  {} does not belong to it, and harms nothing\n",
             shown(path)
         ));
+    }
+    for one in &told.left_out {
+        let why = output::text::line(&one.source);
+        text.push_str(&format!("  {} was not saved: {why}\n", shown(&one.path)));
     }
     text
 }
@@ -173,7 +210,48 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_found_out_is_one_of_three_words() {
+    fn what_is_damaged_is_told_before_what_is_newer() {
+        let of = |status| Told {
+            id: None,
+            job: None,
+            path: "/c".into(),
+            status,
+            bytes: 0,
+            problems: Vec::new(),
+            extra: Vec::new(),
+            left_out: Vec::new(),
+        };
+        let kind = |statuses: &[Status]| {
+            let all: Vec<Told> = statuses.iter().copied().map(of).collect();
+            outcome(&all).err().map(|error| (error.kind, error.message))
+        };
+        use Status::{Damaged, Good, Newer, Unverifiable};
+        for (statuses, wanted) in [
+            (&[Good, Unverifiable][..], None),
+            (
+                &[Newer],
+                Some((Kind::Unsupported, "the checkpoint was made by a later version")),
+            ),
+            (
+                &[Good, Newer],
+                Some((
+                    Kind::Unsupported,
+                    "1 of 2 checkpoints were made by a later version",
+                )),
+            ),
+            (
+                &[Newer, Damaged],
+                Some((Kind::Failed, "1 of 2 checkpoints are damaged")),
+            ),
+            (&[Damaged], Some((Kind::Failed, "the checkpoint is damaged"))),
+        ] {
+            let wanted = wanted.map(|(kind, message)| (kind, message.to_owned()));
+            assert_eq!(kind(statuses), wanted, "{statuses:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_found_out_is_one_word() {
         let target = Target {
             path: "/c/saved".into(),
             known: None,
@@ -194,8 +272,18 @@ mod tests {
             extra: Vec::new(),
         };
         let missing = Difference::Missing("pages-1.img".into());
+        let mut without = manifest.clone();
+        without.not_saved.push(NotSaved {
+            kind: "file".to_owned(),
+            path: "/.wh.a".into(),
+            source: "no name for it".to_owned(),
+        });
         for (verdict, said) in [
             (Ok(verdict(Some(&manifest), vec![])), "/c/saved: good, 1 MiB\n"),
+            (
+                Ok(verdict(Some(&without), vec![])),
+                "/c/saved: good, 1 MiB\n  /.wh.a was not saved: no name for it\n",
+            ),
             (
                 Ok(verdict(None, vec![])),
                 "/c/saved: unverifiable: it has no digests; 1 MiB can be read\n",
@@ -203,6 +291,13 @@ mod tests {
             (
                 Ok(verdict(Some(&manifest), vec![missing])),
                 "/c/saved: damaged\n  pages-1.img is missing\n",
+            ),
+            (
+                Err(CheckpointError::Manifest {
+                    path: "/c/saved".into(),
+                    source: ManifestError::Newer(9),
+                }),
+                "/c/saved: made by a later version\n  failed to use /c/saved: read cedana.json: schema 9 is newer than 2, the newest known here\n",
             ),
             (
                 Err(CheckpointError::NoCheckpoint("/c/saved".into())),

@@ -99,6 +99,11 @@ fn named(dir: &Path, name: &str, form: Form) -> Result<Place, Error> {
         ))
         .hint("--dir says where the checkpoint goes"));
     }
+    if name.chars().any(char::is_control) {
+        return Err(Error::usage(format!(
+            "failed to use the name {name:?}: it has a line break or another control character in it"
+        )));
+    }
     if name.len() > NAME_BYTES_MAX {
         return Err(Error::usage(format!(
             "failed to use the name {name:?}: more than {NAME_BYTES_MAX} bytes"
@@ -192,6 +197,8 @@ mod tests {
             ("../out", Form::Directory, Kind::Usage),
             ("", Form::Directory, Kind::Usage),
             ("..", Form::Directory, Kind::Usage),
+            ("a\nb", Form::Directory, Kind::Usage),
+            ("\u{1b}[2J", Form::Tar, Kind::Usage),
             (&"x".repeat(NAME_BYTES_MAX + 1), Form::Directory, Kind::Usage),
         ] {
             assert_eq!(choose(name, form).expect_err(name).kind, kind, "{name}");

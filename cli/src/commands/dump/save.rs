@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::flags::Flags;
 use super::place::{self, Place};
 use super::{advice, image, pack, possible, watch};
+use crate::commands::checkpoint::incomplete;
 use crate::commands::dump_containerd::foreign;
 use crate::context::Context;
 use crate::error::{Error, Kind};
@@ -107,6 +108,7 @@ pub async fn save(context: &Context, jobs: &mut Jobs, job: &Job, flags: &Flags) 
             output::line(&format!("{phase}: {ms:.1} ms"))?;
         }
     }
+    incomplete::warn(&place.path);
     tell(context, job, &place, size, &request, answer)
 }
 

@@ -54,10 +54,13 @@ impl Wanted {
             Some(text) => Foreign::parse(&text).map_err(|source| damaged(Extra::Config, source))?,
             None => Foreign::default(),
         };
-        let spec = read(Extra::Spec)?
+        let spec: Option<Value> = read(Extra::Spec)?
             .map(|text| serde_json::from_slice(&text))
             .transpose()
             .map_err(|source| damaged(Extra::Spec, source))?;
+        if let Some(wished) = &spec {
+            wishes::check(wished).map_err(|source| damaged(Extra::Spec, source))?;
+        }
         let named = Some(known.image).filter(|name| !name.is_empty());
         Ok(Self {
             image: image.map(str::to_owned).or(named),

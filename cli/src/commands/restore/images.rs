@@ -13,6 +13,7 @@ use oci_bundles::checkpoint;
 use oci_bundles::layout::{INVENTORY, Layout};
 use oci_bundles::manifest::Image;
 
+use crate::commands::checkpoint::incomplete;
 use crate::context::Context;
 use crate::error::{Error, Kind};
 use crate::interrupt::interrupted;
@@ -69,6 +70,7 @@ impl Images {
             ))
             .hint("a dump that failed or was interrupted leaves no checkpoint"));
         }
+        incomplete::warn(&images.directory);
         Ok(images)
     }
 

@@ -1,14 +1,16 @@
 //! Puts saved files where the container will find them.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader};
+use std::io::{self, BufReader, Read};
 use std::ops::ControlFlow;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::fcntl::OFlag;
+use nix::sys::statvfs::statvfs;
 use oci_bundles::archive::Limits;
-use oci_bundles::rootfs::apply::{Allowed, Device, apply_to};
+use oci_bundles::rootfs::apply::{Allowed, Applied, Device, apply_to};
+use oci_bundles::rootfs::{deleted, foreign};
 use oci_bundles::spec::Devices;
 
 use super::{Into, PutBack, PutBackOrder, some};
@@ -21,39 +23,71 @@ const READ_BYTES: usize = 256 << 10;
 /// # Errors
 /// What failed, for people: the tar is damaged or hostile, or what the disk says.
 pub(in crate::worker) fn put_back(order: PutBackOrder) -> Result<PutBack, String> {
-    let PutBackOrder {
-        tar,
-        to,
-        into,
-        bundle,
-    } = &order;
-    let failed =
-        |action: &str, path: &Path, error: io::Error| format!("{action} {}: {error}", path.display());
-    let file = open(tar).map_err(|error| failed("read", tar, error))?;
-    if *into == Into::Memory {
+    let (to, into) = (&order.to, order.into);
+    let is_memory = matches!(into, Into::Memory | Into::Share);
+    if is_memory {
         empty(to).map_err(|error| failed("empty", to, error))?;
     }
-    let devices = Devices::read(bundle).map_err(|error| error.to_string())?;
+    let applied = match &order.tar {
+        Some(tar) => apply(tar, &order, is_memory)?,
+        None => Applied::default(),
+    };
+    if let Some(list) = &order.deleted {
+        remove(list, to)?;
+    }
+    Ok(PutBack {
+        bytes: applied.bytes,
+        left_out: applied.left_out.len() as u64,
+        names: some(&applied.left_out),
+    })
+}
+
+fn apply(tar: &Path, order: &PutBackOrder, is_memory: bool) -> Result<Applied, String> {
+    let (to, into) = (&order.to, order.into);
+    let file = open(tar).map_err(|error| failed("read", tar, error))?;
+    let devices = Devices::read(&order.bundle).map_err(|error| error.to_string())?;
+    let mut limits = match is_memory {
+        true => Limits::of_memory(),
+        false => Limits::default(),
+    };
+    if into == Into::Share {
+        limits.bytes_max = free(to).map_err(|error| failed("look at", to, error))? / 2;
+    }
     let allowed = Allowed {
-        limits: match into {
-            Into::Memory => Limits::of_memory(),
-            Into::Upper | Into::Merged => Limits::default(),
-        },
+        limits,
         device: &|Device {
                       is_block,
                       major,
                       minor,
                   }| devices.allow(is_block, major, minor),
     };
-    let input = BufReader::with_capacity(READ_BYTES, file);
     let on_progress = &mut |_| ControlFlow::Continue(());
-    let applied =
-        apply_to(into.tree(), input, tar, to, &allowed, on_progress).map_err(|error| error.to_string())?;
-    Ok(PutBack {
-        bytes: applied.bytes,
-        left_out: applied.left_out.len() as u64,
-        names: some(&applied.left_out),
-    })
+    let applied = match into {
+        Into::Foreign => foreign::apply(file, tar, to, &allowed, on_progress),
+        _ => {
+            let input = BufReader::with_capacity(READ_BYTES, file);
+            apply_to(into.tree(), input, tar, to, &allowed, on_progress)
+        }
+    };
+    applied.map_err(|error| error.to_string())
+}
+
+fn remove(list: &Path, root: &Path) -> Result<(), String> {
+    let mut text = Vec::new();
+    let read = open(list).and_then(|file| file.take(deleted::BYTES_MAX).read_to_end(&mut text));
+    let _bytes = read.map_err(|error| failed("read", list, error))?;
+    let paths = deleted::parse(&text, list).map_err(|error| error.to_string())?;
+    deleted::remove(root, &paths).map_err(|error| error.to_string())
+}
+
+fn failed(action: &str, path: &Path, error: io::Error) -> String {
+    format!("{action} {}: {error}", path.display())
+}
+
+/// Bytes that are free where a directory is.
+fn free(dir: &Path) -> io::Result<u64> {
+    let found = statvfs(dir)?;
+    Ok(found.blocks_available().saturating_mul(found.fragment_size()))
 }
 
 /// A regular file: whoever made the checkpoint may have put a fifo or a link there.
@@ -76,4 +110,77 @@ fn empty(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_bundles::rootfs::Tree;
+    use oci_bundles::rootfs::make::make_of;
+
+    use super::*;
+
+    fn tar_of(dir: &Path) -> Vec<u8> {
+        let quiet = &mut |_| ControlFlow::Continue(());
+        let (_made, tar) = make_of(Tree::Own, dir, Vec::new(), quiet).expect("a tar");
+        tar
+    }
+
+    fn order(dir: &Path, into: Into) -> PutBackOrder {
+        let (bundle, to) = (dir.join("bundle"), dir.join("to"));
+        for made in [&bundle, &to] {
+            fs::create_dir_all(made).expect("a directory");
+        }
+        fs::write(bundle.join("config.json"), "{}").expect("a file");
+        fs::write(to.join("before"), "").expect("a file");
+        PutBackOrder {
+            tar: None,
+            deleted: None,
+            to,
+            into,
+            bundle,
+        }
+    }
+
+    #[test]
+    fn what_is_listed_goes_after_what_comes_and_memory_is_emptied() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        let (tar, list) = (dir.path().join("tar"), dir.path().join("list"));
+        let from = dir.path().join("from");
+        fs::create_dir(&from).expect("a directory");
+        fs::write(from.join("file"), [7; 700]).expect("a file");
+        fs::write(&tar, tar_of(&from)).expect("a file");
+        let order = order(dir.path(), Into::Foreign);
+        let to = order.to.clone();
+        let with = |tar: Option<&Path>, deleted: Option<&Path>, into| PutBackOrder {
+            tar: tar.map(Path::to_owned),
+            deleted: deleted.map(Path::to_owned),
+            into,
+            ..order.clone()
+        };
+        assert_eq!(
+            put_back(with(Some(&tar), None, Into::Foreign))
+                .expect("put")
+                .bytes,
+            700
+        );
+        assert!(to.join("file").exists() && to.join("before").exists());
+        fs::write(&list, r#"["/file", "/before"]"#).expect("a file");
+        drop(put_back(with(Some(&tar), Some(&list), Into::Foreign)).expect("put"));
+        assert!(!to.join("file").exists() && !to.join("before").exists());
+        fs::write(to.join("before"), "").expect("a file");
+        drop(put_back(with(Some(&tar), None, Into::Share)).expect("put"));
+        assert!(to.join("file").exists() && !to.join("before").exists());
+        for hostile in [r#"["/../file"]"#, "[", r#"["/"]"#] {
+            fs::write(&list, hostile).expect("a file");
+            assert!(
+                put_back(with(None, Some(&list), Into::Foreign)).is_err(),
+                "{hostile}"
+            );
+            assert!(to.join("file").exists());
+        }
+        assert!(free(&to).expect("told") > 0);
+    }
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_bundles::archive::ArchiveError;
 use oci_bundles::layout::{Extra, Layout, Shape};
@@ -15,6 +15,10 @@ use super::{SaveOrder, Saved, layer};
 
 /// Bytes written of a tar at once.
 const WRITE_BYTES: usize = 256 << 10;
+
+/// Names told of files that a layer cannot say, and the bytes of all of them: as JSON each may take six.
+const NAMES_MAX: usize = 100;
+const NAMES_BYTES_MAX: usize = 16 << 10;
 
 /// Does the order. What cannot be saved as such is told in the answer; what fails on the way, a full disk, fails the dump.
 ///
@@ -29,9 +33,11 @@ pub(in crate::worker) fn save(order: SaveOrder) -> Result<Saved, String> {
             .map_err(Why::Not)
             .and_then(|upper| save_layer(&upper, &to))
         {
-            Ok(bytes) => {
+            Ok(made) => {
                 saved.layer = true;
-                saved.bytes += bytes;
+                saved.bytes += made.bytes;
+                saved.unsayable = made.unsayable.len() as u64;
+                saved.names = names(&made.unsayable);
             }
             Err(Why::Not(why)) => saved.no_layer = Some(why),
             Err(Why::Failed(error)) => return Err(error),
@@ -40,7 +46,7 @@ pub(in crate::worker) fn save(order: SaveOrder) -> Result<Saved, String> {
     if order.shm {
         match shm::of_container(&order.bundle, Some(order.init)) {
             Ok(None) => {}
-            Ok(Some(source)) => match save_as(Tree::Own, &source, &to.extra(Extra::DevShm)) {
+            Ok(Some(source)) => match save_as(Tree::Own, source.path(), &to.extra(Extra::DevShm)) {
                 Ok(made) => {
                     saved.shm = true;
                     saved.bytes += made.bytes;
@@ -69,7 +75,7 @@ impl Why {
     }
 }
 
-fn save_layer(upper: &Path, to: &Layout) -> Result<u64, Why> {
+fn save_layer(upper: &Path, to: &Layout) -> Result<Made, Why> {
     let made = save_as(Tree::Upper, upper, &to.extra(Extra::RootfsDiff))?;
     // podman's list, which it applies after the diff.
     if !made.deleted.is_empty() {
@@ -82,7 +88,22 @@ fn save_layer(upper: &Path, to: &Layout) -> Result<u64, Why> {
         let text = serde_json::to_vec(&names).map_err(|error| Why::failed(&error, &path))?;
         std::fs::write(&path, text).map_err(|error| Why::failed(&error, &path))?;
     }
-    Ok(made.bytes)
+    Ok(made)
+}
+
+/// The first of these from the root on, as text, and not more than an answer takes.
+fn names(paths: &[PathBuf]) -> Vec<String> {
+    let mut bytes = 0;
+    let names = paths
+        .iter()
+        .take(NAMES_MAX)
+        .map(|path| format!("/{}", path.display()));
+    names
+        .take_while(|name| {
+            bytes += name.len();
+            bytes <= NAMES_BYTES_MAX
+        })
+        .collect()
 }
 
 /// Leaves nothing of what cannot be saved as such.
@@ -125,5 +146,13 @@ mod tests {
             "{saved:?}"
         );
         assert!(!to.exists());
+    }
+
+    #[test]
+    fn names_are_those_that_an_answer_takes() {
+        let path = |length: usize| PathBuf::from("x".repeat(length));
+        assert_eq!(names(&["d/.wh.a".into()]), ["/d/.wh.a"]);
+        assert_eq!(names(&vec![path(10); 1000]).len(), NAMES_MAX);
+        assert_eq!(names(&vec![path(4095); 1000]).len(), 4);
     }
 }

@@ -18,6 +18,10 @@ use crate::criu::file::read_regular;
 /// Where it is in every container.
 pub(crate) const SHM: &str = "/dev/shm";
 
+/// The source of one that stands in a bundle, relative to that: what `cedana` writes for a container that it makes for another engine's
+/// checkpoint. The directory is made with the task and goes with it.
+pub(crate) const OWN: &str = "cedana-shm";
+
 /// A table of mounts is some hundred bytes for each.
 const MOUNTINFO_BYTES_MAX: u64 = 4 << 20;
 
@@ -27,16 +31,37 @@ const PID_FILE_SIZE_MAX: u64 = 64;
 /// The annotation by which Kubernetes' containers name the one that holds their pod together.
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
 
+/// The host's side of a container's `/dev/shm`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Shm {
+    /// A file system that a client has mounted for it.
+    Mounted(PathBuf),
+    /// A directory in its bundle, of our making.
+    InBundle(PathBuf),
+}
+
+impl Shm {
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Mounted(path) | Self::InBundle(path) => path,
+        }
+    }
+}
+
 /// The host's side of a container's `/dev/shm`; none if the container makes its own.
 ///
 /// # Errors
 /// Why it is not the container's alone.
-pub(crate) fn of_container(bundle: &Path, init: Option<i32>) -> Result<Option<PathBuf>, String> {
+pub(crate) fn of_container(bundle: &Path, init: Option<i32>) -> Result<Option<Shm>, String> {
     let Some(Bind { source, annotations }) =
         bind_at(bundle, Path::new(SHM)).map_err(|error| error.to_string())?
     else {
         return Ok(None);
     };
+    if source == Path::new(OWN) {
+        return Ok(Some(Shm::InBundle(bundle.join(OWN))));
+    }
     let is_memory = statfs(&source).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC);
     if !is_memory {
         return Err("it is a directory on a disk".to_owned());
@@ -56,7 +81,7 @@ pub(crate) fn of_container(bundle: &Path, init: Option<i32>) -> Result<Option<Pa
     });
     match is_shared(&device, &source, &[init, sandbox]) {
         true => Err("another container has it, too".to_owned()),
-        false => Ok(Some(source)),
+        false => Ok(Some(Shm::Mounted(source))),
     }
 }
 

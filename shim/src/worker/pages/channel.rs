@@ -1,4 +1,5 @@
-//! What the server of pages tells its shim, over the socket that is its standard input: one message, one word.
+//! What the server of pages tells its shim, over the socket that is its standard input: one message, one word. The shim says one, too:
+//! that it should hurry.
 //!
 //! The shim is given a copy of every descriptor by which pages are served. The kernel makes what is still missing zero as
 //! soon as the last copy is closed: were the server the only one that holds it, its death would be found out by nobody but an
@@ -34,6 +35,8 @@ pub(in crate::worker) enum Word {
     Filled(u64),
     /// The server cannot go on.
     Failed(String),
+    /// The one word of the shim's: somebody waits for all memory, and no limit holds any more.
+    Hurry,
 }
 
 impl fmt::Display for Word {
@@ -45,6 +48,7 @@ impl fmt::Display for Word {
             Self::Forget(number) => write!(f, "forget {number}"),
             Self::Filled(bytes) => write!(f, "filled {bytes}"),
             Self::Failed(reason) => write!(f, "failed {reason}"),
+            Self::Hurry => f.write_str("hurry"),
         }
     }
 }
@@ -62,6 +66,7 @@ impl Word {
             "forget" => Self::Forget(number()?),
             "filled" => Self::Filled(number()?),
             "failed" => Self::Failed(rest.to_owned()),
+            "hurry" => Self::Hurry,
             _ => return None,
         })
     }
@@ -133,6 +138,7 @@ mod tests {
             Word::Forget(0),
             Word::Filled(1 << 40),
             Word::Failed(String::new()),
+            Word::Hurry,
         ] {
             let sends = matches!(word, Word::Keep(_));
             let file = std::fs::File::open("/dev/null").expect("open");

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
-use super::channel::{Channel, Word};
+use super::channel::{self, Channel, Word};
 use super::fillers::Fillers;
 use super::images::Memory;
 use super::restorer::{Restorer, Said};
@@ -161,26 +161,43 @@ impl Server {
         polled.extend(tasks.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         let restorer = self.restorer.as_ref().map(Restorer::socket);
         polled.extend(restorer.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-        // Its hang-up is told unasked.
+        // Its hang-up is told unasked, and what it says matters only where there is a limit.
         let channel = self.channel.socket();
-        polled.extend(channel.map(|fd| PollFd::new(fd, PollFlags::empty())));
+        let heeded = match self.rate {
+            0 => PollFlags::empty(),
+            _ => PollFlags::POLLIN,
+        };
+        polled.extend(channel.map(|fd| PollFd::new(fd, heeded)));
         match poll(&mut polled, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(ServeError::Poll(errno)),
         }
+        let said = channel.and(polled.last()).and_then(PollFd::revents);
+        let said = said.unwrap_or(PollFlags::empty());
         let mut any = polled.iter().map(|fd| fd.any().unwrap_or(false));
         let ready = Ready {
             tasks: any.by_ref().take(self.tasks.len()).collect(),
             restorer: restorer.is_some() && any.next().unwrap_or(false),
         };
-        let hung_up = channel.is_some() && any.next().unwrap_or(false);
-        if hung_up {
+        if said.intersects(!PollFlags::POLLIN) {
             self.channel.close();
             if !restored {
                 return Err(ServeError::GivenUp);
             }
+        } else if said.contains(PollFlags::POLLIN) {
+            self.heed();
         }
         Ok(ready)
+    }
+
+    /// The shim says one thing only. What is no word is none of ours, and not said again.
+    fn heed(&mut self) {
+        let heard = self.channel.socket().map(channel::hear);
+        match heard {
+            Some(Ok(Some((Word::Hurry, _)))) => self.rate = 0,
+            Some(Ok(Some(_)) | Err(_)) | None => {}
+            Some(Ok(None)) => self.channel.close(),
+        }
     }
 
     fn has_faults(&self) -> bool {
@@ -316,6 +333,7 @@ mod tests {
     use std::os::unix::net::{UnixDatagram, UnixStream};
     use std::sync::Arc;
     use std::thread::{self, JoinHandle};
+    use std::time::Duration;
 
     use super::super::extents::{Extent, Extents};
     use super::super::message;
@@ -344,6 +362,11 @@ mod tests {
     /// A server for `len` bytes, of which those of `runs` lie in the file, at the same offsets. None, and said so, where the
     /// kernel does not let us.
     fn bed(len: u64, runs: &[(u64, u64)]) -> Option<Bed> {
+        bed_limited(len, runs, 0)
+    }
+
+    /// The same that gives no more than `rate` bytes a second unasked.
+    fn bed_limited(len: u64, runs: &[(u64, u64)], rate: u64) -> Option<Bed> {
         let uffd = match Uffd::of_self() {
             Ok(uffd) => uffd,
             Err(error) => {
@@ -378,7 +401,7 @@ mod tests {
             Restorer::connected(stream).expect("connected"),
             PAGE,
         );
-        let server = thread::spawn(|| server.run());
+        let server = thread::spawn(move || server.limited_to(rate).run());
         criu.write_all(&7_i32.to_ne_bytes()).expect("write");
         message::send(criu.as_fd(), b"F", Some(uffd.as_fd())).expect("send");
         Some(Bed {
@@ -430,6 +453,27 @@ mod tests {
             matches!(said.last(), Some(Word::Filled(bytes)) if *bytes >= 6 * MIB),
             "{said:?}"
         );
+    }
+
+    #[test]
+    fn a_limit_holds_until_somebody_waits() {
+        // At this rate it would take 64 seconds.
+        let Some(mut bed) = bed_limited(MIB, &[(0, MIB)], 4 * PAGE) else {
+            return;
+        };
+        finish(&mut bed.criu);
+        let begun = Instant::now();
+        thread::sleep(Duration::from_millis(200));
+        assert!(!bed.server.is_finished(), "the limit holds");
+        for word in ["no word".to_owned(), Word::Hurry.to_string()] {
+            let _bytes = bed.shim.send(word.as_bytes()).expect("said");
+        }
+        bed.server.join().expect("no panic").expect("served");
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+        drop(bed.shim);
+        for at in (0..MIB).step_by(PAGE as usize) {
+            assert_eq!(bed.memory.byte(at as usize), content(at), "{at:#x}");
+        }
     }
 
     #[test]

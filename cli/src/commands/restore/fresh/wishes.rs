@@ -11,10 +11,11 @@
 
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// Fields of `process` that say what runs.
-const OF_PROCESS: [&str; 5] = ["args", "env", "cwd", "user", "terminal"];
+const OF_PROCESS: [&str; 4] = ["args", "env", "cwd", "terminal"];
 
 /// Where engines mount files of their own making, and what of this machine says the same. The last ones are empty markers.
 const OF_ENGINES: [(&str, &str); 6] = [
@@ -35,15 +36,65 @@ const OWN_SHM: &str = "cedana-shm";
 /// Mounts that a `config.json` may list.
 const MOUNTS_MAX: usize = 4096;
 
+/// What is taken over as it stands has to be what it should be: containerd starts a shim before anybody reads it.
+#[derive(Debug, Deserialize)]
+#[expect(dead_code, reason = "only their kinds matter")]
+struct Words {
+    process: Option<Process>,
+    hostname: Option<String>,
+    mounts: Option<Vec<serde_json::Map<String, Value>>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[expect(dead_code, reason = "only their kinds matter")]
+struct Process {
+    args: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    cwd: Option<String>,
+    user: Option<User>,
+    terminal: Option<bool>,
+}
+
+/// Written anew: containerd takes names of fields in any case, and what has another name would not have been checked.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct User {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    umask: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    additional_gids: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    username: Option<String>,
+}
+
+/// Whether the wishes are of the kinds that a `config.json` has.
+///
+/// # Errors
+/// Which is not.
+pub fn check(wished: &Value) -> serde_json::Result<()> {
+    Words::deserialize(wished).map(drop)
+}
+
 /// Merges what may be had of `wished` into the spec of a new container.
 ///
 /// # Errors
 /// The mount that may not be had, in words.
 pub fn grant(spec: &mut Value, wished: &Value) -> Result<(), String> {
     for name in OF_PROCESS {
-        if let Some(value) = wished.pointer(&format!("/process/{name}")) {
+        if let Some(value) = wished
+            .pointer(&format!("/process/{name}"))
+            .filter(|value| !value.is_null())
+        {
             put(spec, &["process", name], value.clone());
         }
+    }
+    let user = wished.pointer("/process/user").map(User::deserialize);
+    if let Some(user) = user.and_then(Result::ok) {
+        put(spec, &["process", "user"], json!(user));
     }
     if let Some(name @ Value::String(_)) = wished.get("hostname") {
         put(spec, &["hostname"], name.clone());
@@ -169,11 +220,43 @@ mod tests {
     }
 
     #[test]
+    fn wishes_have_the_kinds_of_a_configuration() {
+        for (wished, ok) in [
+            (json!({}), true),
+            (
+                json!({"process": {"args": ["sh"], "user": {"uid": 7, "additionalGids": [1]}, "terminal": true}}),
+                true,
+            ),
+            (
+                json!({"process": {"args": null}, "mounts": null, "hostname": null}),
+                true,
+            ),
+            (json!({"process": {"args": 7}}), false),
+            (json!({"process": {"args": ["sh", 7]}}), false),
+            (json!({"process": {"env": "A=b"}}), false),
+            (json!({"process": {"cwd": ["/"]}}), false),
+            (json!({"process": {"user": "root"}}), false),
+            (json!({"process": {"user": {"uid": -1}}}), false),
+            (json!({"process": {"terminal": "yes"}}), false),
+            (json!({"process": []}), false),
+            (json!({"mounts": {}}), false),
+            (json!({"mounts": ["/proc"]}), false),
+            (json!([]), false),
+            (json!("spec"), false),
+        ] {
+            assert_eq!(check(&wished).is_ok(), ok, "{wished}");
+        }
+        let mut spec = fresh();
+        grant(&mut spec, &json!({"process": {"args": null, "cwd": "/srv"}})).expect("granted");
+        assert_eq!(spec["process"]["args"], json!(["sh"]), "no wish");
+    }
+
+    #[test]
     fn what_runs_is_granted_and_what_it_may_do_is_not() {
         let mut spec = fresh();
         let wished = json!({
             "process": {
-                "args": ["counter"], "cwd": "/srv", "user": {"uid": 7}, "apparmorProfile": "unconfined",
+                "args": ["counter"], "cwd": "/srv", "user": {"uid": 7, "GID": "x"}, "apparmorProfile": "unconfined",
                 "capabilities": {"bounding": ["CAP_SYS_ADMIN"]}, "noNewPrivileges": false,
             },
             "hostname": "far",
