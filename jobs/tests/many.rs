@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use jobs::liveness;
 use jobs::pending::{self, Pending};
 use jobs::record::{Checkpoint, Key, Record, SCHEMA, Shim, Status, Stdio};
-use jobs::registry::{Adopted, EngineKind, Enrichment, Registry};
+use jobs::registry::{Adopted, EngineKind, Enrichment, Registry, Warning};
 use jobs::spool::Spool;
 
 const SHIMS: usize = 50;
@@ -246,7 +246,10 @@ fn ten_that_find_the_same_damage_agree() {
             let mut opened = Registry::open(&path);
             opened.registry.refresh().unwrap();
             opened.warnings.extend(opened.registry.take_warnings());
-            (opened.registry.jobs().unwrap().len(), opened.warnings.len())
+            // On a busy machine one may have waited for too long, and goes without.
+            let aside = |warning: &&Warning| matches!(warning, Warning::Damaged { .. });
+            let aside = opened.warnings.iter().filter(aside).count();
+            (opened.registry.jobs().unwrap().len(), aside)
         };
         let seen: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..COMMANDS).map(|_| scope.spawn(look)).collect();
@@ -256,7 +259,7 @@ fn ten_that_find_the_same_damage_agree() {
             seen.iter().all(|(jobs, _)| *jobs == SHIMS),
             "round {round}: {seen:?}"
         );
-        let warnings: usize = seen.iter().map(|(_, warnings)| warnings).sum();
-        assert_eq!(warnings, 1, "round {round}: one puts it aside: {seen:?}");
+        let aside: usize = seen.iter().map(|(_, aside)| aside).sum();
+        assert_eq!(aside, 1, "round {round}: one puts it aside: {seen:?}");
     }
 }
