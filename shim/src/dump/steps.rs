@@ -7,7 +7,7 @@ use config::{Choice, NetworkLock, Tcp};
 use jobs::record::{Checkpoint, Origin};
 use nix::sys::signal::Signal;
 use oci_bundles::layout::{Layout, Shape};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::clear::{remove_empty, remove_tree, renew, settle_earlier};
 use super::hold::Hold;
@@ -73,6 +73,7 @@ impl<'j> Dumping<'j> {
             criu_ended_itself: false,
             woken: Vec::new(),
             environment: Vec::new(),
+            in_memory: None,
             capture: None,
             drained: false,
             files: None,
@@ -160,6 +161,7 @@ impl<'j> Dumping<'j> {
             self.kept = Some(self.keep().await);
             return work;
         }
+        self.leave_memory()?;
         // Without a target nothing was made, and what is there is another's.
         let Some(target) = self.target.take() else {
             mark::clear(&self.job.bundle);
@@ -186,13 +188,26 @@ impl<'j> Dumping<'j> {
     }
 
     /// Returns where it is: the archive, if there is one, since the pages are only in there.
-    async fn keep(&self) -> PathBuf {
+    async fn keep(&mut self) -> PathBuf {
         if self.packed.is_some() {
             return self.keep_archive().await;
+        }
+        // A CRIU that did not ask, and a disk that did not take them: once more.
+        let limit = self.time_at_disk();
+        if !matches!(timeout(limit, self.move_images()).await, Ok(Ok(()))) {
+            return self.criu_images();
         }
         match self.staged() {
             true => commit::keep(&self.staging, &self.job.options.image_path, self.job.init_pid),
             false => self.staging.root().to_owned(),
+        }
+    }
+
+    /// How long a disk is waited for while the container stands, which it may from the beginning.
+    pub(super) fn time_at_disk(&self) -> Duration {
+        match self.deadline {
+            Duration::ZERO => DEADLINE_MIN,
+            known => known,
         }
     }
 
@@ -221,10 +236,10 @@ impl<'j> Dumping<'j> {
                 // A child that does not execute for so long may be gone when CRIU gets there, and if not, CRIU says so.
                 tracing::warn!(id = self.job.id, "a process does not come to its program");
             }
-            Ok(())
         } else {
-            self.refuse_program_starts().await
+            self.refuse_program_starts().await?;
         }
+        self.stay_in_memory().await
     }
 
     /// A client's pause is not lifted for it. What the processes wait for is theirs to tell, so one look is not enough.
@@ -245,12 +260,7 @@ impl<'j> Dumping<'j> {
     /// Without a freezer CRIU alone holds the tasks: it lets them go while pages of theirs may still be in a fifo, unread.
     async fn do_without_freezer(&mut self) -> Result<(), DumpCause> {
         self.freezes = false;
-        if self.capture.take().is_none() {
-            return Ok(());
-        }
-        // Its fifos have no reader any more.
-        let images = self.staging.images();
-        beside(self.staging.root(), move || renew(&images)).await
+        self.go_to_disk().await
     }
 
     pub(super) fn look_at_connections(&mut self) -> Result<(), DumpCause> {
@@ -325,7 +335,7 @@ impl<'j> Dumping<'j> {
         Ok(())
     }
 
-    pub(super) fn configure(&mut self) -> Result<(), DumpCause> {
+    pub(super) async fn configure(&mut self) -> Result<(), DumpCause> {
         let Some(criu) = &self.criu else { return Ok(()) };
         let (settings, choices) = (self.settings(), &self.choices);
         let connected = !self.seen.connections.is_empty();
@@ -344,9 +354,13 @@ impl<'j> Dumping<'j> {
         if self.exits() && self.staged() {
             self.hold = self.make_hold(&mut options)?;
         }
+        let version = criu.version;
+        if self.exits() && self.hold.is_none() && self.in_memory.is_some() {
+            self.go_to_disk().await?;
+        }
         let request = Request {
             bundle: &self.job.bundle,
-            version: criu.version,
+            version,
             options: &options,
             network_lock: conf::resolve_lock(self.job.settings.network_lock, kept),
         };
@@ -391,7 +405,7 @@ impl<'j> Dumping<'j> {
     }
 
     pub(super) async fn verify(&mut self) -> Result<(), DumpCause> {
-        let images = self.staging.images();
+        let images = self.criu_images();
         let look = move || Ok(images::verify(&images)?);
         beside_within(self.deadline, self.staging.root(), look).await
     }
