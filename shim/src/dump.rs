@@ -26,10 +26,12 @@
 //! cgroup back to frozen when it found it so; thawing is ours.
 
 mod archive;
+mod beside;
 mod capture;
 mod clear;
 mod commit;
 pub(crate) mod describe;
+mod directories;
 mod ending;
 mod error;
 mod files;

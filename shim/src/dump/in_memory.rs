@@ -25,9 +25,9 @@ use nix::libc::O_NOFOLLOW;
 use nix::unistd::{Whence, lseek};
 use oci_bundles::layout::INVENTORY;
 
+use super::beside::{beside, beside_within};
 use super::clear::remove_tree;
 use super::room::{Expected, has_room};
-use super::save::{beside, beside_within};
 use super::{DumpCause, Dumping};
 use crate::criu::file::open_regular;
 use crate::restore::loopback;

@@ -1,7 +1,6 @@
 //! The phase that runs CRIU, and what happens beside it.
 
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use config::Tcp;
 use oci_bundles::layout::Shape;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::beside::{beside, beside_within};
 use super::capture::{self, Capture, Taken, WORTH_IT};
 use super::hold::Hold;
 use super::portable::keep_logs;
@@ -382,31 +382,6 @@ impl Dumping<'_> {
         }
         Ok(())
     }
-}
-
-/// Runs what takes as long as the disk does beside the shim's only thread.
-pub(super) async fn beside<T: Send + 'static>(
-    what: &Path,
-    work: impl FnOnce() -> Result<T, DumpCause> + Send + 'static,
-) -> Result<T, DumpCause> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| Err(DumpCause::files("work on", what)(error.into())))
-}
-
-/// The same, for what is done while the container stands: a disk that hangs does not keep it so. What has been begun goes on, and
-/// what comes of it is not asked any more.
-pub(super) async fn beside_within<T: Send + 'static>(
-    limit: Duration,
-    what: &Path,
-    work: impl FnOnce() -> Result<T, DumpCause> + Send + 'static,
-) -> Result<T, DumpCause> {
-    let waited = timeout(limit, beside(what, work)).await;
-    waited.unwrap_or_else(|_| {
-        let (what, limit) = (what.display(), limit.as_secs());
-        Err(DumpCause::TimedOut(format!(
-            "work on {what}: its disk does not answer within {limit} s"
-        )))
-    })
 }
 
 /// Resolves if the worker ends, which it does not before it is told to.

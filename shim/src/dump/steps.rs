@@ -1,19 +1,18 @@
 //! What the phases of a dump do.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use config::{Choice, NetworkLock, Tcp};
 use jobs::record::{Checkpoint, Origin};
 use nix::sys::signal::Signal;
 use oci_bundles::layout::{Layout, Shape};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-use super::clear::{remove_empty, remove_tree, renew, settle_earlier};
+use super::beside::beside_within;
 use super::hold::Hold;
 use super::parts::Parts;
-use super::save::{HOLD_MAX, beside, beside_within};
-use super::target::Target;
+use super::save::HOLD_MAX;
 use super::{DumpCause, DumpJob, Dumping, commit, describe, mark};
 use crate::cgroup::CgroupError;
 use crate::criu::choices::{self, Choices, Seen};
@@ -30,14 +29,10 @@ pub(super) const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
 const PAUSED_LOOKS: u32 = 5;
 
 /// What a dump of nothing may take on the slowest host that was seen (software emulation), with room.
-const DEADLINE_MIN: Duration = Duration::from_secs(60);
+pub(super) const DEADLINE_MIN: Duration = Duration::from_secs(60);
 
 /// The slowest disk that a dump still has to succeed on, in bytes per second.
 pub(super) const WRITE_RATE_MIN: u64 = 20 * 1024 * 1024;
-
-/// How long a client waits for the removal of what a failed dump has written; one that paused the container resumes it only then.
-/// A disk that hangs may take longer: then it is removed when the disk answers.
-const REMOVE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Connections named in an error; more would not be read.
 const CONNECTIONS_SHOWN_MAX: usize = 3;
@@ -124,96 +119,6 @@ impl<'j> Dumping<'j> {
         self.expect_layer();
         self.criu = Some(criu);
         Ok(())
-    }
-
-    pub(super) async fn prepare_directories(&mut self) -> Result<(), DumpCause> {
-        let options = &self.job.options;
-        let (images, exclusive) = (options.image_path.clone(), options.new_directory);
-        let (staging, staged) = (self.staging.clone(), self.staged());
-        let prepare = move || {
-            settle_earlier(&images)?;
-            match staging.shape() {
-                Shape::Nested => commit::prepare_nested(&staging, &images),
-                Shape::Flat => {
-                    let target = Target::claim(&images, exclusive)?;
-                    commit::check_target(&images)?;
-                    if staged {
-                        renew(staging.root())?;
-                    }
-                    Ok(target)
-                }
-            }
-        };
-        let bundle = &self.job.bundle;
-        // Before anything is made there.
-        mark::set(bundle, &self.job.options.image_path).map_err(DumpCause::files("write in", bundle))?;
-        self.target = Some(beside(self.staging.root(), prepare).await?);
-        if self.staging.shape() == Shape::Nested {
-            self.write_portable().await?;
-        }
-        work::make(&self.work, self.owns_work()).map_err(DumpCause::files("make", &self.work))
-    }
-
-    pub(super) async fn remove_directories(&mut self) -> Result<(), DumpCause> {
-        let work = work::remove_after_kill(&self.work, self.owns_work())
-            .map_err(DumpCause::files("remove what criu left in", &self.work));
-        if self.holds_only_copy() {
-            self.kept = Some(self.keep().await);
-            return work;
-        }
-        self.leave_memory()?;
-        // Without a target nothing was made, and what is there is another's.
-        let Some(target) = self.target.take() else {
-            mark::clear(&self.job.bundle);
-            return work;
-        };
-        let (staged, staging, images) = (
-            self.staged(),
-            self.staging.clone(),
-            self.job.options.image_path.clone(),
-        );
-        let remove = move || {
-            if staged || target.made {
-                remove_tree(staging.root())?;
-            }
-            // A nested one gets its directory with the commit.
-            match staged && target.made && staging.shape() == Shape::Flat {
-                true => remove_empty(&images),
-                false => Ok(()),
-            }
-        };
-        beside_within(REMOVE_LIMIT, self.staging.root(), remove).await?;
-        mark::clear(&self.job.bundle);
-        work
-    }
-
-    /// Returns where it is: the archive, if there is one, since the pages are only in there.
-    async fn keep(&mut self) -> PathBuf {
-        if self.packed.is_some() {
-            return self.keep_archive().await;
-        }
-        // A CRIU that did not ask, and a disk that did not take them: once more.
-        let limit = self.time_at_disk();
-        if !matches!(timeout(limit, self.move_images()).await, Ok(Ok(()))) {
-            return self.criu_images();
-        }
-        match self.staged() {
-            true => commit::keep(&self.staging, &self.job.options.image_path, self.job.init_pid),
-            false => self.staging.root().to_owned(),
-        }
-    }
-
-    /// How long a disk is waited for while the container stands, which it may from the beginning.
-    pub(super) fn time_at_disk(&self) -> Duration {
-        match self.deadline {
-            Duration::ZERO => DEADLINE_MIN,
-            known => known,
-        }
-    }
-
-    /// Whether CRIU has ended the container as it was told to: its images are all that is left of the application.
-    fn holds_only_copy(&self) -> bool {
-        self.exits() && (self.saved || self.agreed || self.ended() && commit::is_written(&self.staging))
     }
 
     pub(super) async fn freeze(&mut self) -> Result<(), DumpCause> {
@@ -426,31 +331,6 @@ impl<'j> Dumping<'j> {
         Ok(())
     }
 
-    pub(super) async fn commit(&mut self) -> Result<(), DumpCause> {
-        if !self.staged() {
-            return self.write_manifest();
-        }
-        if self.packed.is_some() {
-            return self.commit_archive().await;
-        }
-        let (staging, images) = (self.staging.clone(), self.job.options.image_path.clone());
-        beside(self.staging.root(), move || commit::into_place(&staging, &images)).await
-    }
-
-    pub(super) fn write_manifest(&self) -> Result<(), DumpCause> {
-        let root = self.staging.root();
-        manifest::write(root, &self.manifest).map_err(DumpCause::files("write the manifest in", root))
-    }
-
-    /// The same beside the shim's only thread, while the container stands: a disk that hangs must not keep it so.
-    pub(super) async fn write_manifest_beside(&self) -> Result<(), DumpCause> {
-        let (root, manifest) = (self.staging.root().to_owned(), self.manifest.clone());
-        let write = move || {
-            manifest::write(&root, &manifest).map_err(DumpCause::files("write the manifest in", &root))
-        };
-        beside_within(self.deadline, self.staging.root(), write).await
-    }
-
     /// Brings the container back to running or paused, as it was.
     pub(super) async fn put_back(&mut self) -> Result<(), DumpCause> {
         let cgroup = &self.job.cgroup;
@@ -526,7 +406,7 @@ impl<'j> Dumping<'j> {
     }
 
     /// Whether the init is dead or dying.
-    fn ended(&self) -> bool {
+    pub(super) fn ended(&self) -> bool {
         !proc::is_running(self.job.init_pid)
     }
 
@@ -534,7 +414,7 @@ impl<'j> Dumping<'j> {
         self.staging.root() != self.job.options.image_path
     }
 
-    fn owns_work(&self) -> bool {
+    pub(super) fn owns_work(&self) -> bool {
         self.job.options.work_path.is_empty()
     }
 }
