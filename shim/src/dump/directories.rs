@@ -119,8 +119,8 @@ impl Dumping<'_> {
         let target = self.target.take();
         let place = move || Ok((commit::into_place(&staging, &images), target));
         let (placed, target) = if self.job.was_paused && !self.exits() {
-            // A client that has paused it may wait for the answer to resume it. What has been begun must not be taken back beside itself, so
-            // the target is gone with it.
+            // A client that has paused it may wait for the answer to resume it. What has been begun must not be taken back beside itself,
+            // so the target is gone with it.
             let placed = timeout(self.deadline, beside(self.staging.root(), place)).await;
             placed.unwrap_or_else(|_| Err(self.is_late_in_place()))?
         } else {

@@ -48,6 +48,8 @@ pub(super) struct InMemory {
     dir: PathBuf,
     /// So many of them are fifos.
     fifos: u32,
+    /// What they were expected to be.
+    expected: Expected,
 }
 
 /// Where the images of a container are while they are in memory.
@@ -64,11 +66,16 @@ impl Dumping<'_> {
         }
     }
 
-    /// What the dump is going to write; none if that cannot be told.
-    pub(super) async fn expect(&self) -> Option<Expected> {
+    /// What the dump is going to write, by all that there is, or by what was expected before; none if that cannot be told.
+    pub(super) async fn expect(&self, before: Option<Expected>) -> Option<Expected> {
         let (bundle, pids) = (self.job.bundle.clone(), self.pids());
         let ghost_limit = self.job.settings.ghost_limit;
-        let look = move || Ok(Expected::of(&bundle, &pids, ghost_limit));
+        let look = move || {
+            Ok(match before {
+                Some(before) => before.again(&bundle, &pids, ghost_limit),
+                None => Expected::of(&bundle, &pids, ghost_limit),
+            })
+        };
         beside_within(LOOK_LIMIT, &self.job.bundle, look)
             .await
             .ok()
@@ -86,16 +93,18 @@ impl Dumping<'_> {
         remove_tree(&dir)?;
         let made = DirBuilder::new().mode(MODE).create(&dir);
         made.map_err(DumpCause::files("make", &dir))?;
-        self.in_memory = Some(InMemory { dir, fifos });
+        let expected = *expected;
+        self.in_memory = Some(InMemory { dir, fifos, expected });
         Ok(())
     }
 
-    /// Looks again, now that nothing grows any more.
+    /// Looks again, now that nothing grows any more, if it did.
     pub(super) async fn stay_in_memory(&mut self) -> Result<(), DumpCause> {
-        let Some(InMemory { fifos, .. }) = self.in_memory else {
-            return Ok(());
+        let (fifos, before) = match &self.in_memory {
+            Some(in_memory) if self.froze => (in_memory.fifos, in_memory.expected),
+            _ => return Ok(()),
         };
-        let expected = self.expect().await;
+        let expected = self.expect(Some(before)).await;
         if expected.is_some_and(|expected| has_room(&self.job.bundle, expected.bytes(fifos))) {
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! How much CRIU is going to write into its image directory, and whether that has room in memory.
 //!
-//! What goes through the fifos of a worker takes none. The rest is half a MiB for a few processes, but for what a container decides: its own
-//! memory file systems, deleted files that it holds, segments of shared memory that no fifo was made for. What can be had cheaply is
+//! What goes through the fifos of a worker takes none. The rest is half a MiB for a few processes, but for what a container decides: its
+//! own memory file systems, deleted files that it holds, segments of shared memory that no fifo was made for. What can be had cheaply is
 //! counted, and the sum must fit several times: a memory file system that is full costs the dump, and others their own files.
 
 mod ipc;
@@ -16,6 +16,7 @@ use super::capture::available_memory;
 use crate::capture::FIFOS_MAX;
 use crate::criu::file::read_regular;
 use crate::criu::proc;
+use ipc::Ipc;
 use nameless::Nameless;
 
 /// The most that goes into memory, in bytes: what a disk takes in a second or two.
@@ -54,14 +55,23 @@ pub(super) struct Expected {
     pages: u64,
     /// How many files these pages come in.
     files: usize,
+    /// What of it has no process.
+    ipc: Ipc,
 }
 
 impl Expected {
     /// By what the processes of a container have, the init first. None if that cannot be told, or is too much to be looked through.
     pub(super) fn of(bundle: &Path, pids: &[i32], ghost_limit: u64) -> Option<Self> {
-        let init = *pids.first()?;
+        Self::with(ipc::held(*pids.first()?)?, bundle, pids, ghost_limit)
+    }
+
+    /// The same of a container that has been looked at and stands now. What takes longest, some milliseconds, and grows least is as it was.
+    pub(super) fn again(&self, bundle: &Path, pids: &[i32], ghost_limit: u64) -> Option<Self> {
+        Self::with(self.ipc, bundle, pids, ghost_limit)
+    }
+
+    fn with(ipc: Ipc, bundle: &Path, pids: &[i32], ghost_limit: u64) -> Option<Self> {
         let held = Nameless::of(pids, ghost_limit, LOOKED_AT_MAX)?;
-        let ipc = ipc::held(init)?;
         let resident = proc::resident_bytes(pids);
         let threads: u64 = pids.iter().map(|pid| proc::threads(*pid)).sum();
         let small = [
@@ -80,6 +90,7 @@ impl Expected {
                 .saturating_add(held.shared)
                 .saturating_add(ipc.shared),
             files: pids.len() + held.segments + ipc.segments,
+            ipc,
         })
     }
 
@@ -135,6 +146,7 @@ mod tests {
             small: 10,
             pages: 1000,
             files: 5,
+            ipc: Ipc::default(),
         };
         assert_eq!(expected.fifos(), 21);
         for (fifos, bytes) in [(0, 1010), (4, 1010), (5, 10), (21, 10)] {

@@ -51,7 +51,7 @@ impl Dumping<'_> {
         let pids = self.pids();
         let resident = proc::resident_bytes(&pids);
         let is_worth_it = resident >= WORTH_IT;
-        let expected = self.expect().await;
+        let expected = self.expect(None).await;
         let fifos = match (is_worth_it, &expected) {
             (false, _) => 0,
             (true, Some(expected)) => expected.fifos(),
