@@ -129,14 +129,16 @@ impl<'host> Bed<'host> {
     /// # Errors
     /// It does not run.
     pub fn new(host: &'host Host, workload: &str, limit: &str) -> Result<Self> {
-        let limit = format!("cedana.dump.timeout={limit}");
-        let talker = Talker::run(
-            host,
-            ID,
-            workload,
-            &["memory", MEMORY_MIB],
-            &["--annotation", &limit],
-        )?;
+        Self::with(host, workload, &[&format!("cedana.dump.timeout={limit}")])
+    }
+
+    /// Runs it with these annotations.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn with(host: &'host Host, workload: &str, annotations: &[&str]) -> Result<Self> {
+        let options: Vec<&str> = annotations.iter().flat_map(|one| ["--annotation", one]).collect();
+        let talker = Talker::run(host, ID, workload, &["memory", MEMORY_MIB], &options)?;
         Ok(Self {
             host,
             talker,

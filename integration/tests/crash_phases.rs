@@ -22,7 +22,12 @@ use Fault::{Kill, Stall};
 
 // In the order of a dump. With exit, all is written out before CRIU may end the container.
 const PREPARED: Moment = at("prepare directories", "mkdir", Place::Staging(""));
-const TAKES: Moment = at("start capture", "mknodat", Place::Staging("pages-1.img")).by_program();
+const TAKES: Moment = at(
+    "start capture",
+    "mknodat",
+    Place::Bundle("criu-images/pages-1.img"),
+)
+.by_program();
 const FROZEN: Moment = at("freeze", "write", Place::Freezer("freezer.state"));
 const CONFIGURED: Moment = at("configure criu", "openat", Place::Bundle("criu.conf"));
 const BEGUN: Moment = at("save", "rename", Place::Staging(".cedana.json"));
@@ -32,9 +37,10 @@ const ASKED: Moment = at("save, the last word", "write", Place::Bundle("hold-que
 const AGREED: Moment = at("save, the answer", "write", Place::Bundle("hold-answer"));
 const TAKEN: Moment = at("write pages", "openat", Place::Staging("unfinished-0")).by_program();
 const ON_DISK: Moment = at("sync pages", "fsync", Place::Staging("unfinished-0")).by_program();
-const LOOKED_AT: Moment = at("verify", "openat", Place::Staging("inventory.img"));
+const LOOKED_AT: Moment = at("verify", "openat", Place::Bundle("criu-images/inventory.img"));
 const THAWED: Moment = at("let go on", "write", Place::Freezer("freezer.state")).again();
-const DIGESTED: Moment = at("write out", "openat", Place::Staging("cgroup.img"));
+const WRITTEN: Moment = at("write out, an image", "openat", Place::Staging("cgroup.img"));
+const DIGESTED: Moment = at("write out", "unlinkat", Place::Bundle("criu-images"));
 const SYNCED: Moment = at("write out, sync", "fsync", Place::Staging("cgroup.img"));
 const COMMITTED: Moment = at("commit", "rename", Place::Staging(""));
 // Where the dump becomes one file.
@@ -79,7 +85,7 @@ fn a_worker_costs_the_dump_and_not_the_container() -> Result<()> {
     let cases = [
         case(TAKES, Kill(Worker), Cedana, GoesOn),
         more(FROZEN, Kill(Worker), Cedana, GoesOn),
-        more(BEGUN, Kill(Worker), CedanaLeaving, GoesOn),
+        more(BEGUN, Kill(Worker), Cedana, GoesOn),
         case(PAGES, Kill(Worker), CedanaLeaving, GoesOn),
         case(PAGES, Kill(Worker), CtrLeaving, GoesOn),
         more(IMAGED, Kill(Worker), Cedana, GoesOn),
@@ -149,7 +155,7 @@ fn a_shim_leaves_nothing_or_a_whole_checkpoint() -> Result<()> {
         more(TAKES, Kill(Shim), Cedana, Gone),
         case(FROZEN, Kill(Shim), CedanaLeaving, Gone),
         more(CONFIGURED, Kill(Shim), CedanaLeaving, Gone),
-        more(BEGUN, Kill(Shim), CedanaLeaving, Gone),
+        more(BEGUN, Kill(Shim), Cedana, Gone),
         case(PAGES, Kill(Shim), Cedana, Gone),
         more(IMAGED, Kill(Shim), CedanaLeaving, Gone),
         more(ASKED, Kill(Shim), Cedana, Gone),
@@ -160,6 +166,7 @@ fn a_shim_leaves_nothing_or_a_whole_checkpoint() -> Result<()> {
         more(TAKEN, Kill(Shim), CedanaLeaving, Gone),
         more(LOOKED_AT, Kill(Shim), CedanaLeaving, Gone),
         more(THAWED, Kill(Shim), CedanaLeaving, Gone),
+        case(WRITTEN, Kill(Shim), Cedana, Gone),
         more(DIGESTED, Kill(Shim), Cedana, KeptAside),
         more(SYNCED, Kill(Shim), CedanaLeaving, Kept),
         case(COMMITTED, Kill(Shim), CedanaLeaving, Kept),

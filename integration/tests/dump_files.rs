@@ -10,13 +10,16 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use integration::calls::Tracing;
 use integration::cedana::{Cedana, code};
 use integration::cedana_counter::Counter;
 use integration::docker::runtime;
+use integration::dump_bed::let_criu_learn;
 use integration::engine::run;
 use integration::host::{Host, IMAGE};
 use integration::need;
 use integration::stdio::eventually;
+use integration::workload::Workload;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// What a container does to its files: new ones, deleted ones, all kinds.
@@ -283,6 +286,30 @@ fn a_tmpfs_comes_back_and_is_packed_without_the_hosts_tar() -> Result<()> {
     cedana.restore(&["memory"])?;
     assert_eq!(shell(&host, "memory", "again", look)?, was);
     counter.goes_on()
+}
+
+#[test]
+fn a_large_tmpfs_goes_to_the_disk_and_not_into_memory_once_more() -> Result<()> {
+    need!(OurShim, "where its images go");
+    need!(Criu, "dumps");
+    need!(Strace, "sees where");
+    let (host, cedana) = (Host::with_image()?, Cedana::new());
+    let tmpfs = "type=tmpfs,dst=/memory,options=rw";
+    let counter = Counter::run_with(&host, "memory", host.runtime(), &["--mount", tmpfs])?;
+    let into = host.made_dir("dumps")?;
+    let shim = host.known("memory", Workload::forever()).shim_pid()?;
+    let_criu_learn()?;
+    for (mib, in_memory) in [("1", true), ("80", false)] {
+        let fill = format!("dd if=/dev/zero of=/memory/fill bs=1M count={mib} 2>/dev/null");
+        shell(&host, "memory", &format!("fill-{mib}"), &fill)?;
+        let tracing = Tracing::follow(shim, &host.dir().join("trace"))?;
+        let _dump = cedana.dump(&["memory", "--leave-running", "--dir", &into])?;
+        let made = tracing.made()?;
+        let was = made.iter().any(|call| call.args.contains("/criu-images"));
+        ensure!(was == in_memory, "{mib} MiB: in memory: {was}");
+        counter.goes_on()?;
+    }
+    counter.kill_and_delete()
 }
 
 #[test]

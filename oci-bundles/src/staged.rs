@@ -213,7 +213,8 @@ impl Staged {
         }
     }
 
-    /// CRIU had written all it would, and no worker holds pages of it, or held them until it was gone.
+    /// CRIU had written all it would, of which the inventory comes last, also where it was moved here from memory; and no
+    /// worker holds pages of it, or held them until it was gone.
     fn may_be_all_that_is_left(&self, manifest: &Manifest) -> bool {
         let left_running = manifest
             .origin

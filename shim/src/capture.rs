@@ -27,7 +27,7 @@
 //! - a worker that ends, for whatever reason, closes its fifos; CRIU then fails and lets the application go on;
 //! - memory is taken, and touched, before anything stands still, and never more than the plan says; past that, CRIU waits until
 //!   the disk has some of it;
-//! - what is answered as written is on the disk.
+//! - what is answered as written is on the disk, wherever the fifos were.
 
 mod digest;
 mod fifos;
@@ -61,8 +61,10 @@ pub const FIFOS_MAX: u32 = 800;
 /// What is to be captured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// CRIU's image directory.
+    /// Where the files of pages go.
     pub images: PathBuf,
+    /// CRIU's image directory, where the fifos lie: the same, or one in memory.
+    pub fifos: PathBuf,
     /// Files of pages that are to be expected: one a process, and one a segment of shared memory.
     pub files: u32,
     /// Memory to hold pages in, in bytes.
@@ -187,7 +189,7 @@ fn capture(input: &(impl Read + std::os::fd::AsFd), output: &mut impl Write) -> 
         let writing = Arc::new(writing);
         let relays = Relay::some(plan.memory).map_err(CaptureError::new("make", "pipes"))?;
         let mut intake = Intake::start(scope, relays, &writing).map_err(threads())?;
-        let mut fifos = Fifos::make(&plan.images, plan.files.min(FIFOS_MAX), input)?;
+        let mut fifos = Fifos::make(&plan.fifos, plan.files.min(FIFOS_MAX), input)?;
         say(output, &Answer::Ready)?;
         while let Heard::Pages(file) = fifos.wait()? {
             if fifos.read(file, &mut intake)? && !plan.keeps {
@@ -215,7 +217,11 @@ fn capture(input: &(impl Read + std::os::fd::AsFd), output: &mut impl Write) -> 
             return say(output, &Answer::Packed { bytes });
         }
         let digests = writing.finish()?;
-        fifos.remove_unused()?;
+        match plan.fifos == plan.images {
+            // The files take the places of the others.
+            true => fifos.remove_unused()?,
+            false => fifos.remove_all()?,
+        }
         let files = files.finish(&fifos.used(), digests)?;
         say(output, &Answer::Written { files })
     })

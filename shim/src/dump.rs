@@ -13,8 +13,9 @@
 //!   iptables, 70 of the 130 ms of a dump of a frozen container. Looked at while frozen, the answer holds.
 //! - *wake stopped tasks*: under cgroup v1, CRIU hangs for good on a task that is both stopped (SIGTSTP, SIGSTOP) and
 //!   frozen. Continuing it while it is frozen changes nothing but that; it is stopped again before anything thaws.
-//! - *save* goes into a directory of its own, inside the image directory or, for a nested checkpoint, beside it: CRIU leaves the files
-//!   of an earlier dump beside its own, and a dump that fails must not have spoilt the one that was there.
+//! - *save* goes into a directory of its own: CRIU leaves the files of an earlier dump beside its own, and a dump that fails must not have
+//!   spoilt the one that was there. It is in memory if it can be ([`in_memory`]); else, and afterwards, inside the image directory or, for a
+//!   nested checkpoint, beside it.
 //! - *let go on*: a container that goes on does not stand still while its images are written to the disk.
 //! - *write out* digests every file for the manifest, and syncs it; pages that a worker took come with their digests.
 //! - the checkpoint is complete when it is renamed into place: that is the commit.
@@ -25,18 +26,22 @@
 //! cgroup back to frozen when it found it so; thawing is ours.
 
 mod archive;
+mod beside;
 mod capture;
 mod clear;
 mod commit;
 pub(crate) mod describe;
+mod directories;
 mod ending;
 mod error;
 mod files;
 pub(crate) mod hold;
+pub(crate) mod in_memory;
 pub(crate) mod mark;
 mod names;
 mod parts;
 mod portable;
+mod room;
 mod save;
 mod steps;
 mod target;
@@ -62,6 +67,7 @@ use crate::worker::errand::Errand;
 use capture::Capture;
 pub use error::{DumpCause, DumpError};
 use hold::Hold;
+use in_memory::InMemory;
 use parts::Parts;
 use target::Target;
 
@@ -186,6 +192,8 @@ struct Dumping<'j> {
     /// Host pids of tasks that are stopped again before the thaw.
     woken: Vec<i32>,
     environment: Vec<(OsString, OsString)>,
+    /// CRIU's image directory, as long as it is not the one where the dump is staged.
+    in_memory: Option<InMemory>,
     /// Who takes the pages, if there are many.
     capture: Option<Capture>,
     /// It has them all.
@@ -246,7 +254,7 @@ fn before_commit<'j>() -> [Phase<Dumping<'j>, DumpCause>; 12] {
         },
         Phase {
             name: "configure criu",
-            act: |dump| Box::pin(async { dump.configure() }),
+            act: |dump| Box::pin(dump.configure()),
             undo: Some(|dump| Box::pin(async { dump.unconfigure() })),
         },
         Phase {

@@ -75,6 +75,11 @@ impl Progress {
         });
     }
 
+    /// They are written here from now on.
+    pub fn are_in(&self, dir: &Path) {
+        self.change(|step| dir.clone_into(&mut step.fills));
+    }
+
     /// They go through this worker; through none any more, if zero.
     pub fn goes_through(&self, worker: i32) {
         self.change(|step| step.worker = worker);

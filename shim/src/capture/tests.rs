@@ -27,12 +27,12 @@ fn heard(answers: &mut BufReader<PipeReader>) -> Answer {
 
 /// Lets a worker with so much memory take these files, a stretch of each in turn, and returns what it says of them.
 fn take(images: &Path, memory: u64, files: &[Vec<u8>]) -> Answer {
-    take_and(images, (memory, false), files, |answer, _, _| answer)
+    take_and((images, images), (memory, false), files, |answer, _, _| answer)
 }
 
-/// The same, and goes on with what it says first once all is in memory.
+/// The same, and goes on with what it says first once all is in memory. The fifos may have a directory of their own.
 fn take_and(
-    images: &Path,
+    (fifos, images): (&Path, &Path),
     (memory, keeps): (u64, bool),
     files: &[Vec<u8>],
     go_on: impl FnOnce(Answer, &mut io::PipeWriter, &mut BufReader<PipeReader>) -> Answer,
@@ -44,6 +44,7 @@ fn take_and(
         let _worker = scope.spawn(move || run(input, output));
         let plan = Plan {
             images: images.to_owned(),
+            fifos: fifos.to_owned(),
             files: 5,
             memory,
             keeps,
@@ -51,7 +52,7 @@ fn take_and(
         writeln!(orders, "{}", serde_json::to_string(&plan).expect("a plan")).expect("told");
         assert_eq!(heard(&mut answers), Answer::Ready);
         let mut open: Vec<File> = (1..=files.len())
-            .map(|number| images.join(format!("pages-{number}.img")))
+            .map(|number| fifos.join(format!("pages-{number}.img")))
             .map(|path| File::options().write(true).open(path).expect("a fifo"))
             .collect();
         let longest = files.iter().map(Vec::len).max().unwrap_or_default();
@@ -89,6 +90,28 @@ fn files_come_whole_whether_they_fit_into_memory_or_not() {
 }
 
 #[test]
+fn fifos_in_a_directory_of_their_own_leave_nothing_there() {
+    let (fifos, dir) = (
+        tempfile::tempdir().expect("a directory"),
+        tempfile::tempdir().expect("a directory"),
+    );
+    let files = [pages(1, 2500), pages(2, 3)];
+    let said = take_and(
+        (fifos.path(), dir.path()),
+        (64 << 20, false),
+        &files,
+        |answer, _, _| answer,
+    );
+    assert!(matches!(said, Answer::Written { .. }), "{said:?}");
+    for (number, bytes) in (1..).zip(&files) {
+        let path = dir.path().join(format!("pages-{number}.img"));
+        assert!(fs::read(path).expect("read") == *bytes);
+    }
+    assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), files.len());
+    assert_eq!(fs::read_dir(fifos.path()).expect("listed").count(), 0);
+}
+
+#[test]
 fn a_file_that_cannot_be_written_is_said() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     fs::write(dir.path().join("unfinished-0"), "somebody's").expect("written");
@@ -113,27 +136,32 @@ fn what_fits_into_memory_is_packed_from_there() {
     let (root, into) = (home.path().join("dump"), home.path().join("packed"));
     let images = root.join("checkpoint");
     fs::create_dir_all(&images).expect("made");
-    let said = take_and(&images, (64 << 20, true), &files, |answer, orders, answers| {
-        let Answer::Kept { files: parts } = answer else {
-            panic!("{answer:?}");
-        };
-        assert_eq!(
-            fs::read_dir(&images).expect("listed").count(),
-            0,
-            "nothing is written"
-        );
-        for (part, bytes) in parts.iter().zip(&files) {
-            assert_eq!(part.digest, blake3::hash(bytes).to_hex().to_string());
-        }
-        fs::write(root.join("cedana.json"), "{}").expect("written");
-        let order = Order::Pack {
-            root: root.clone(),
-            into: into.clone(),
-            form: "zstd".to_owned(),
-        };
-        writeln!(orders, "{}", serde_json::to_string(&order).expect("an order")).expect("told");
-        heard(answers)
-    });
+    let said = take_and(
+        (&images, &images),
+        (64 << 20, true),
+        &files,
+        |answer, orders, answers| {
+            let Answer::Kept { files: parts } = answer else {
+                panic!("{answer:?}");
+            };
+            assert_eq!(
+                fs::read_dir(&images).expect("listed").count(),
+                0,
+                "nothing is written"
+            );
+            for (part, bytes) in parts.iter().zip(&files) {
+                assert_eq!(part.digest, blake3::hash(bytes).to_hex().to_string());
+            }
+            fs::write(root.join("cedana.json"), "{}").expect("written");
+            let order = Order::Pack {
+                root: root.clone(),
+                into: into.clone(),
+                form: "zstd".to_owned(),
+            };
+            writeln!(orders, "{}", serde_json::to_string(&order).expect("an order")).expect("told");
+            heard(answers)
+        },
+    );
     let bytes = fs::metadata(&into).expect("packed").len();
     assert_eq!(said, Answer::Packed { bytes });
     let dest = home.path().join("again");
@@ -149,7 +177,12 @@ fn what_fits_into_memory_is_packed_from_there() {
 fn what_does_not_fit_into_memory_is_written_even_if_it_was_to_be_packed() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let files = [pages(1, 2500)];
-    let said = take_and(dir.path(), (1 << 20, true), &files, |answer, _, _| answer);
+    let said = take_and(
+        (dir.path(), dir.path()),
+        (1 << 20, true),
+        &files,
+        |answer, _, _| answer,
+    );
     assert!(matches!(said, Answer::Written { .. }), "{said:?}");
     assert!(fs::read(dir.path().join("pages-1.img")).expect("read") == files[0]);
 }

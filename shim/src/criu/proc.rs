@@ -1,6 +1,7 @@
 //! What `/proc` tells of a container's processes.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 /// The size of a page; resident sizes are counted in these.
 const PAGE_SIZE: u64 = 4096;
@@ -27,6 +28,24 @@ pub fn resident_bytes(pids: &[i32]) -> u64 {
         .filter_map(pages)
         .sum::<u64>()
         .saturating_mul(PAGE_SIZE)
+}
+
+/// What was taken out of memory, in bytes, all processes together.
+pub fn swapped_bytes(pids: &[i32]) -> u64 {
+    let kib = |pid: &i32| parse_swap(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?);
+    pids.iter().filter_map(kib).sum::<u64>().saturating_mul(1024)
+}
+
+fn parse_swap(status: &str) -> Option<u64> {
+    let swap = status.lines().find_map(|line| line.strip_prefix("VmSwap:"))?;
+    swap.trim().strip_suffix("kB")?.trim().parse().ok()
+}
+
+/// How many threads a process has; none if it is gone.
+pub fn threads(pid: i32) -> u64 {
+    // One link for each, and those that every directory has.
+    let links = fs::metadata(format!("/proc/{pid}/task")).map_or(0, |task| task.nlink());
+    links.saturating_sub(2)
 }
 
 /// Whether a process is in the network namespace of this one. If it cannot be told, it is: what is the host's is left alone.
@@ -140,6 +159,15 @@ mod tests {
         assert_eq!(parse_inner_pid("Pid:\t812\nNSpid:\t812\t7\n"), Some(7));
         assert_eq!(parse_inner_pid("Pid:\t812\nNSpid:\t812\n"), Some(812));
         assert_eq!(parse_inner_pid("Pid:\t812\n"), None);
+    }
+
+    #[test]
+    fn swap_is_read_and_threads_are_counted() {
+        assert_eq!(parse_swap("Name:\tsh\nVmSwap:\t      12 kB\n"), Some(12));
+        assert_eq!(parse_swap("Name:\tkthread\n"), None);
+        let us = std::process::id().cast_signed();
+        assert!(threads(us) >= 1);
+        assert_eq!((threads(i32::MAX), swapped_bytes(&[i32::MAX])), (0, 0));
     }
 
     #[test]

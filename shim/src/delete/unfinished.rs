@@ -1,17 +1,20 @@
 //! The dump that a shim was making when it was killed.
 
+use std::fs;
 use std::path::Path;
 
 use oci_bundles::layout::Shape;
 use oci_bundles::staged::{Found, Staged, Trust};
 
-use crate::dump::mark;
+use crate::dump::{in_memory, mark};
 
 /// Completes it if all of it was written, else takes it away. Returns what somebody should know.
 ///
 /// Sizes tell enough: the machine is still up, so what was written is there. There are five seconds for all of a clean-up, and
 /// digests of much memory take longer; if they do not do, `cedana` sweeps later.
 pub(super) fn settle(bundle: &Path) -> Vec<String> {
+    // Images of which some are nowhere else are no dump; the bundle may stay, and they take memory.
+    drop(fs::remove_dir_all(in_memory::dir(bundle)));
     let Some(dest) = mark::read(bundle) else {
         return Vec::new();
     };

@@ -17,9 +17,9 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use oci_bundles::staged::{ARCHIVE, Staged};
 
+use super::beside::{beside, beside_within};
 use super::capture::Capture;
 use super::clear::remove_tree;
-use super::save::{beside, beside_within};
 use super::{DumpCause, Dumping};
 use crate::capture::Order;
 

@@ -170,10 +170,8 @@ impl Drop for Capture {
     }
 }
 
-/// What a worker is to be given for a container with this much in memory.
-pub(super) fn plan(images: &Path, processes: usize, resident: u64, limit: u64, keeps: bool) -> Plan {
-    // Shared memory has files of its own, of another name; a few more cost a descriptor each.
-    let files = u32::try_from(processes).unwrap_or(u32::MAX).saturating_add(16);
+/// What a worker is to be given for a container with this much in memory, which comes in so many files.
+pub(super) fn plan(images: &Path, files: u32, resident: u64, limit: u64, keeps: bool) -> Plan {
     let free = available_memory().unwrap_or(0) / FREE_SHARE;
     // CRIU leaves out what was never touched, and adds a little of its own.
     let wanted = resident + resident / 16 + (1 << 20);
@@ -183,6 +181,7 @@ pub(super) fn plan(images: &Path, processes: usize, resident: u64, limit: u64, k
     let limit = if limit == 0 { u64::MAX } else { limit };
     Plan {
         images: images.to_owned(),
+        fifos: images.to_owned(),
         files,
         memory: wanted.min(free).min(limit),
         keeps,
@@ -190,7 +189,7 @@ pub(super) fn plan(images: &Path, processes: usize, resident: u64, limit: u64, k
 }
 
 /// `MemAvailable` of `/proc/meminfo`, in bytes.
-fn available_memory() -> Option<u64> {
+pub(super) fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -205,8 +204,7 @@ mod tests {
     fn memory_is_what_is_needed_and_no_more_than_is_allowed() {
         let images = Path::new("/images");
         let gib = 1 << 30;
-        let planned = plan(images, 3, gib, 64 << 20, true);
-        assert_eq!((planned.files, planned.memory), (19, 64 << 20));
+        assert_eq!(plan(images, 3, gib, 64 << 20, true).memory, 64 << 20);
         assert!(plan(images, 1, 0, 0, false).memory <= 1 << 20);
         assert!(
             plan(images, 1, u64::MAX / 2, 0, true).memory < u64::MAX / 4,

@@ -100,6 +100,17 @@ pub(super) fn not_saved(bundle: &Path, init: i32) -> Vec<NotSaved> {
     binds(&config, &mountinfo)
 }
 
+/// Where a container's configuration has something bound in.
+pub(super) fn bind_points(bundle: &Path) -> Vec<PathBuf> {
+    let config = read_regular(&bundle.join(CONFIG_FILE), CONFIG_BYTES_MAX).unwrap_or_default();
+    let spec: Spec = serde_json::from_slice(&config).unwrap_or_default();
+    let mounts = spec.mounts.unwrap_or_default().into_iter();
+    mounts
+        .filter(Mount::is_bind)
+        .map(|mount| mount.destination)
+        .collect()
+}
+
 fn binds(config: &[u8], mountinfo: &str) -> Vec<NotSaved> {
     let spec: Spec = serde_json::from_slice(config).unwrap_or_default();
     let memory: Vec<&str> = mountinfo.lines().filter_map(tmpfs).collect();

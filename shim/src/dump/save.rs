@@ -1,7 +1,6 @@
 //! The phase that runs CRIU, and what happens beside it.
 
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -9,10 +8,12 @@ use config::Tcp;
 use oci_bundles::layout::Shape;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::beside::{beside, beside_within};
 use super::capture::{self, Capture, Taken, WORTH_IT};
 use super::hold::Hold;
 use super::portable::keep_logs;
-use super::{DumpCause, Dumping, describe};
+use super::{DumpCause, Dumping, describe, room};
+use crate::capture::Plan;
 use crate::criu::logs::Keeper;
 use crate::criu::{culprits, lock, proc, stray, telling, work};
 use crate::progress::Canceller;
@@ -44,20 +45,31 @@ enum Met {
 impl Dumping<'_> {
     /// Has a worker ready for the pages of a container that has many.
     pub(super) async fn start_capture(&mut self) -> Result<(), DumpCause> {
+        if !self.staged() {
+            return Ok(());
+        }
         let pids = self.pids();
         let resident = proc::resident_bytes(&pids);
-        if !self.staged() || resident < WORTH_IT {
+        let is_worth_it = resident >= WORTH_IT;
+        let expected = self.expect(None).await;
+        let fifos = match (is_worth_it, &expected) {
+            (false, _) => 0,
+            (true, Some(expected)) => expected.fifos(),
+            (true, None) => room::fifos(pids.len()),
+        };
+        if let Some(expected) = &expected {
+            self.take_memory(expected, fifos)?;
+        }
+        if !is_worth_it {
             return Ok(());
         }
         // One that cannot be asked ends the container while its pages are nowhere but in memory.
         let keeps = self.job.options.archive.is_some() && (!self.exits() || loopback::script().is_ok());
-        let plan = capture::plan(
-            &self.staging.images(),
-            pids.len(),
-            resident,
-            self.job.settings.buffer,
-            keeps,
-        );
+        let buffer = self.job.settings.buffer;
+        let plan = Plan {
+            fifos: self.criu_images(),
+            ..capture::plan(&self.staging.images(), fifos, resident, buffer, keeps)
+        };
         let capture = Capture::start(&self.job.runc.reaper, &plan).await?;
         self.job.progress.goes_through(capture.pid());
         self.capture = Some(capture);
@@ -69,7 +81,7 @@ impl Dumping<'_> {
     }
 
     pub(super) async fn save(&mut self) -> Result<(), DumpCause> {
-        if self.staged() {
+        if self.staged() && (self.exits() || self.in_memory.is_none()) {
             // Before the tasks may end: no lack of room can come between the images and what they need.
             self.write_manifest_beside().await?;
         }
@@ -78,8 +90,11 @@ impl Dumping<'_> {
         }
         let job = self.job;
         let pids = self.pids();
-        job.progress
-            .fills(&self.staging.images(), proc::resident_bytes(&pids));
+        let fills = match self.capture {
+            Some(_) => self.staging.images(),
+            None => self.criu_images(),
+        };
+        job.progress.fills(&fills, proc::resident_bytes(&pids));
         let args = self.arguments();
         let args: Vec<&OsStr> = args.iter().map(AsRef::as_ref).collect();
         let (canceller, cancel) = Canceller::new();
@@ -214,6 +229,7 @@ impl Dumping<'_> {
                 }
             }
         }
+        self.move_images().await?;
         if self.staging.shape() == Shape::Nested {
             let (work, staging) = (self.work.clone(), self.staging.clone());
             let keep = move || {
@@ -274,7 +290,7 @@ impl Dumping<'_> {
         let mut args: Vec<OsString> = vec!["checkpoint".into()];
         args.extend::<[OsString; 4]>([
             "--image-path".into(),
-            self.staging.images().into(),
+            self.criu_images().into(),
             "--work-path".into(),
             self.work.clone().into(),
         ]);
@@ -366,31 +382,6 @@ impl Dumping<'_> {
         }
         Ok(())
     }
-}
-
-/// Runs what takes as long as the disk does beside the shim's only thread.
-pub(super) async fn beside<T: Send + 'static>(
-    what: &Path,
-    work: impl FnOnce() -> Result<T, DumpCause> + Send + 'static,
-) -> Result<T, DumpCause> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| Err(DumpCause::files("work on", what)(error.into())))
-}
-
-/// The same, for what is done while the container stands: a disk that hangs does not keep it so. What has been begun goes on, and
-/// what comes of it is not asked any more.
-pub(super) async fn beside_within<T: Send + 'static>(
-    limit: Duration,
-    what: &Path,
-    work: impl FnOnce() -> Result<T, DumpCause> + Send + 'static,
-) -> Result<T, DumpCause> {
-    let waited = timeout(limit, beside(what, work)).await;
-    waited.unwrap_or_else(|_| {
-        let (what, limit) = (what.display(), limit.as_secs());
-        Err(DumpCause::TimedOut(format!(
-            "work on {what}: its disk does not answer within {limit} s"
-        )))
-    })
 }
 
 /// Resolves if the worker ends, which it does not before it is told to.

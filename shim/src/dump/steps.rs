@@ -1,6 +1,6 @@
 //! What the phases of a dump do.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use config::{Choice, NetworkLock, Tcp};
@@ -9,11 +9,10 @@ use nix::sys::signal::Signal;
 use oci_bundles::layout::{Layout, Shape};
 use tokio::time::sleep;
 
-use super::clear::{remove_empty, remove_tree, renew, settle_earlier};
+use super::beside::beside_within;
 use super::hold::Hold;
 use super::parts::Parts;
-use super::save::{HOLD_MAX, beside, beside_within};
-use super::target::Target;
+use super::save::HOLD_MAX;
 use super::{DumpCause, DumpJob, Dumping, commit, describe, mark};
 use crate::cgroup::CgroupError;
 use crate::criu::choices::{self, Choices, Seen};
@@ -30,14 +29,10 @@ pub(super) const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
 const PAUSED_LOOKS: u32 = 5;
 
 /// What a dump of nothing may take on the slowest host that was seen (software emulation), with room.
-const DEADLINE_MIN: Duration = Duration::from_secs(60);
+pub(super) const DEADLINE_MIN: Duration = Duration::from_secs(60);
 
 /// The slowest disk that a dump still has to succeed on, in bytes per second.
 pub(super) const WRITE_RATE_MIN: u64 = 20 * 1024 * 1024;
-
-/// How long a client waits for the removal of what a failed dump has written; one that paused the container resumes it only then.
-/// A disk that hangs may take longer: then it is removed when the disk answers.
-const REMOVE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Connections named in an error; more would not be read.
 const CONNECTIONS_SHOWN_MAX: usize = 3;
@@ -73,6 +68,7 @@ impl<'j> Dumping<'j> {
             criu_ended_itself: false,
             woken: Vec::new(),
             environment: Vec::new(),
+            in_memory: None,
             capture: None,
             drained: false,
             files: None,
@@ -125,82 +121,6 @@ impl<'j> Dumping<'j> {
         Ok(())
     }
 
-    pub(super) async fn prepare_directories(&mut self) -> Result<(), DumpCause> {
-        let options = &self.job.options;
-        let (images, exclusive) = (options.image_path.clone(), options.new_directory);
-        let (staging, staged) = (self.staging.clone(), self.staged());
-        let prepare = move || {
-            settle_earlier(&images)?;
-            match staging.shape() {
-                Shape::Nested => commit::prepare_nested(&staging, &images),
-                Shape::Flat => {
-                    let target = Target::claim(&images, exclusive)?;
-                    commit::check_target(&images)?;
-                    if staged {
-                        renew(staging.root())?;
-                    }
-                    Ok(target)
-                }
-            }
-        };
-        let bundle = &self.job.bundle;
-        // Before anything is made there.
-        mark::set(bundle, &self.job.options.image_path).map_err(DumpCause::files("write in", bundle))?;
-        self.target = Some(beside(self.staging.root(), prepare).await?);
-        if self.staging.shape() == Shape::Nested {
-            self.write_portable().await?;
-        }
-        work::make(&self.work, self.owns_work()).map_err(DumpCause::files("make", &self.work))
-    }
-
-    pub(super) async fn remove_directories(&mut self) -> Result<(), DumpCause> {
-        let work = work::remove_after_kill(&self.work, self.owns_work())
-            .map_err(DumpCause::files("remove what criu left in", &self.work));
-        if self.holds_only_copy() {
-            self.kept = Some(self.keep().await);
-            return work;
-        }
-        // Without a target nothing was made, and what is there is another's.
-        let Some(target) = self.target.take() else {
-            mark::clear(&self.job.bundle);
-            return work;
-        };
-        let (staged, staging, images) = (
-            self.staged(),
-            self.staging.clone(),
-            self.job.options.image_path.clone(),
-        );
-        let remove = move || {
-            if staged || target.made {
-                remove_tree(staging.root())?;
-            }
-            // A nested one gets its directory with the commit.
-            match staged && target.made && staging.shape() == Shape::Flat {
-                true => remove_empty(&images),
-                false => Ok(()),
-            }
-        };
-        beside_within(REMOVE_LIMIT, self.staging.root(), remove).await?;
-        mark::clear(&self.job.bundle);
-        work
-    }
-
-    /// Returns where it is: the archive, if there is one, since the pages are only in there.
-    async fn keep(&self) -> PathBuf {
-        if self.packed.is_some() {
-            return self.keep_archive().await;
-        }
-        match self.staged() {
-            true => commit::keep(&self.staging, &self.job.options.image_path, self.job.init_pid),
-            false => self.staging.root().to_owned(),
-        }
-    }
-
-    /// Whether CRIU has ended the container as it was told to: its images are all that is left of the application.
-    fn holds_only_copy(&self) -> bool {
-        self.exits() && (self.saved || self.agreed || self.ended() && commit::is_written(&self.staging))
-    }
-
     pub(super) async fn freeze(&mut self) -> Result<(), DumpCause> {
         let cgroup = &self.job.cgroup;
         if !cgroup.is_frozen() {
@@ -221,10 +141,10 @@ impl<'j> Dumping<'j> {
                 // A child that does not execute for so long may be gone when CRIU gets there, and if not, CRIU says so.
                 tracing::warn!(id = self.job.id, "a process does not come to its program");
             }
-            Ok(())
         } else {
-            self.refuse_program_starts().await
+            self.refuse_program_starts().await?;
         }
+        self.stay_in_memory().await
     }
 
     /// A client's pause is not lifted for it. What the processes wait for is theirs to tell, so one look is not enough.
@@ -245,12 +165,7 @@ impl<'j> Dumping<'j> {
     /// Without a freezer CRIU alone holds the tasks: it lets them go while pages of theirs may still be in a fifo, unread.
     async fn do_without_freezer(&mut self) -> Result<(), DumpCause> {
         self.freezes = false;
-        if self.capture.take().is_none() {
-            return Ok(());
-        }
-        // Its fifos have no reader any more.
-        let images = self.staging.images();
-        beside(self.staging.root(), move || renew(&images)).await
+        self.go_to_disk().await
     }
 
     pub(super) fn look_at_connections(&mut self) -> Result<(), DumpCause> {
@@ -325,7 +240,7 @@ impl<'j> Dumping<'j> {
         Ok(())
     }
 
-    pub(super) fn configure(&mut self) -> Result<(), DumpCause> {
+    pub(super) async fn configure(&mut self) -> Result<(), DumpCause> {
         let Some(criu) = &self.criu else { return Ok(()) };
         let (settings, choices) = (self.settings(), &self.choices);
         let connected = !self.seen.connections.is_empty();
@@ -344,9 +259,13 @@ impl<'j> Dumping<'j> {
         if self.exits() && self.staged() {
             self.hold = self.make_hold(&mut options)?;
         }
+        let version = criu.version;
+        if self.exits() && self.hold.is_none() && self.in_memory.is_some() {
+            self.go_to_disk().await?;
+        }
         let request = Request {
             bundle: &self.job.bundle,
-            version: criu.version,
+            version,
             options: &options,
             network_lock: conf::resolve_lock(self.job.settings.network_lock, kept),
         };
@@ -391,7 +310,7 @@ impl<'j> Dumping<'j> {
     }
 
     pub(super) async fn verify(&mut self) -> Result<(), DumpCause> {
-        let images = self.staging.images();
+        let images = self.criu_images();
         let look = move || Ok(images::verify(&images)?);
         beside_within(self.deadline, self.staging.root(), look).await
     }
@@ -410,31 +329,6 @@ impl<'j> Dumping<'j> {
             }
         }
         Ok(())
-    }
-
-    pub(super) async fn commit(&mut self) -> Result<(), DumpCause> {
-        if !self.staged() {
-            return self.write_manifest();
-        }
-        if self.packed.is_some() {
-            return self.commit_archive().await;
-        }
-        let (staging, images) = (self.staging.clone(), self.job.options.image_path.clone());
-        beside(self.staging.root(), move || commit::into_place(&staging, &images)).await
-    }
-
-    pub(super) fn write_manifest(&self) -> Result<(), DumpCause> {
-        let root = self.staging.root();
-        manifest::write(root, &self.manifest).map_err(DumpCause::files("write the manifest in", root))
-    }
-
-    /// The same beside the shim's only thread, while the container stands: a disk that hangs must not keep it so.
-    pub(super) async fn write_manifest_beside(&self) -> Result<(), DumpCause> {
-        let (root, manifest) = (self.staging.root().to_owned(), self.manifest.clone());
-        let write = move || {
-            manifest::write(&root, &manifest).map_err(DumpCause::files("write the manifest in", &root))
-        };
-        beside_within(self.deadline, self.staging.root(), write).await
     }
 
     /// Brings the container back to running or paused, as it was.
@@ -512,7 +406,7 @@ impl<'j> Dumping<'j> {
     }
 
     /// Whether the init is dead or dying.
-    fn ended(&self) -> bool {
+    pub(super) fn ended(&self) -> bool {
         !proc::is_running(self.job.init_pid)
     }
 
@@ -520,7 +414,7 @@ impl<'j> Dumping<'j> {
         self.staging.root() != self.job.options.image_path
     }
 
-    fn owns_work(&self) -> bool {
+    pub(super) fn owns_work(&self) -> bool {
         self.job.options.work_path.is_empty()
     }
 }
