@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jobs::record::{Key, Origin};
+use oci_bundles::archive::Left;
 use oci_bundles::layout::{Extra, Layout};
 use oci_bundles::mounts::Mount;
 
@@ -53,11 +54,12 @@ pub struct Replaced {
 ///
 /// # Errors
 /// The manifest is damaged.
-pub fn of_checkpoint(checkpoint: &Path) -> Result<Option<PathBuf>, RestoreCause> {
+pub fn of_checkpoint(checkpoint: &Path, left: Option<&Path>) -> Result<Option<PathBuf>, RestoreCause> {
     let Some(layout) = Layout::find(checkpoint) else {
         return Ok(None);
     };
-    let manifest = manifest::read(layout.root())?;
+    let left = left.map(Left::read).transpose()?;
+    let manifest = manifest::read(layout.root(), left.as_ref())?;
     Ok(lists(&manifest, Extra::RootfsDiff).then(|| layout.extra(Extra::RootfsDiff)))
 }
 

@@ -367,6 +367,7 @@ mod tests {
         }
         let memories = vec![Memory {
             pid: 7,
+            file: std::path::PathBuf::new(),
             missing,
             pages: Arc::new(PagesFile::new(pages, len)),
         }];

@@ -4,6 +4,9 @@ use std::fmt::Debug;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use oci_bundles::archive::Content;
 
 use super::extents::Extent;
 use super::uffd::{Mapped, Offered, Uffd};
@@ -62,6 +65,22 @@ impl Source for PagesFile {
         let bytes = len.and_then(|len| buffer.get_mut(..len)).unwrap_or_default();
         self.read_at(bytes, piece.offset)?;
         Ok(uffd.copy(piece.start, bytes))
+    }
+}
+
+/// Pages in an archive, decompressed piece by piece.
+#[derive(Debug)]
+pub(super) struct PagesInArchive(pub(super) Arc<Content>);
+
+impl Source for PagesInArchive {
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0
+            .read_at(bytes, offset)
+            .map_err(|error| match error.raw_os_error() {
+                // It was open when all of it was there, and a disk has numbers for what it says.
+                None => io::Error::new(error.kind(), format!("the archive is damaged: {error}")),
+                Some(_) => error,
+            })
     }
 }
 
