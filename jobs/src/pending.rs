@@ -30,6 +30,9 @@ pub struct Pending {
     /// What it was unpacked from, if it was: what the registry names.
     #[serde(default)]
     pub unpacked_from: Option<PathBuf>,
+    /// The list of the memory that was left in that, if some was. A shim that does not know of it misses the files.
+    #[serde(default)]
+    pub left: Option<PathBuf>,
     /// Who waits for it.
     pub asker: Process,
     /// Settings for this restore by their dotted names (`restore.tcp`); they win over all others.
@@ -238,6 +241,7 @@ mod tests {
         Pending {
             checkpoint: "/checkpoints/one".into(),
             unpacked_from: None,
+            left: None,
             asker,
             settings,
         }

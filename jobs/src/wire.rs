@@ -123,6 +123,9 @@ pub struct RestoreRequest {
     /// What it was unpacked from, if it was: what the registry names.
     #[serde(default)]
     pub unpacked_from: Option<PathBuf>,
+    /// The list of the memory that was left in that, if some was.
+    #[serde(default)]
+    pub left: Option<PathBuf>,
     /// Settings for this restore by their dotted names (`restore.tcp`); they win over all others.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,

@@ -213,6 +213,7 @@ fn of_many_shims_one_takes_what_is_pending() {
     let asked = Pending {
         checkpoint: "/checkpoint".into(),
         unpacked_from: None,
+        left: None,
         asker: liveness::own().unwrap(),
         settings: std::collections::BTreeMap::new(),
     };

@@ -3,6 +3,7 @@
 //! ```text
 //!  <dir>/...  --tree--> entries --writer--> tar --encode--> .<name>.partial-<pid> --sync, read back, rename--> <name>
 //!  <name>     --decode--> tar --reader--> entries --place--> .<name>.partial-<pid>/ --rename--> <dest>/
+//!  <name>     --tape--> a stretch of the memory in it, where that was left (left)
 //! ```
 //!
 //! Invariants:
@@ -18,6 +19,8 @@
 pub mod form;
 
 #[cfg(feature = "archive")]
+mod contents;
+#[cfg(feature = "archive")]
 mod crew;
 #[cfg(feature = "archive")]
 mod decode;
@@ -29,6 +32,8 @@ mod extended;
 pub(crate) mod frames;
 #[cfg(feature = "archive")]
 mod held;
+#[cfg(feature = "archive")]
+mod left;
 pub(crate) mod limits;
 #[cfg(feature = "archive")]
 pub(crate) mod out;
@@ -40,6 +45,8 @@ pub(crate) mod place;
 pub(crate) mod reader;
 pub(crate) mod solid;
 mod sparse;
+#[cfg(feature = "archive")]
+mod tape;
 #[cfg(feature = "archive")]
 pub(crate) mod tree;
 #[cfg(feature = "archive")]
@@ -58,16 +65,21 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 #[cfg(feature = "archive")]
+pub use contents::{Content, Contents};
+pub use entry::Span;
+#[cfg(feature = "archive")]
 pub use form::{Form, detect};
 #[cfg(feature = "archive")]
 pub use held::{Held, pack_held};
+#[cfg(feature = "archive")]
+pub use left::Left;
 pub use limits::Limits;
 #[cfg(feature = "archive")]
 pub use pack::{Packed, Part, pack};
 #[cfg(feature = "archive")]
 pub use partial::sweep;
 #[cfg(feature = "archive")]
-pub use unpack::{Unpacked, read_file, read_files, unpack, verify};
+pub use unpack::{Unpacked, read_file, read_files, unpack, unpack_without_memory, verify};
 
 /// How far packing or unpacking has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

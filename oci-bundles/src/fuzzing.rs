@@ -64,7 +64,16 @@ fn any_archive(bytes: &[u8], dir: &Path) {
     if let Ok(unpacked) = &unpacked {
         assert_eq!(read.as_ref().ok(), Some(unpacked), "read: {read:?}");
     }
-    is_alone(dir, &["archive", OUTSIDE, "unpacked"]);
+    let rest = dir.join("rest");
+    let left = archive::unpack_without_memory(&path, &rest, &limits(), &mut quiet);
+    assert!(left.is_ok() || unpacked.is_err(), "{left:?}");
+    if let Ok(left) = left.as_ref()
+        && !left.is_empty()
+    {
+        let made = left.open().and_then(|contents| contents.make_all());
+        assert!(made.is_ok() || unpacked.is_err(), "{made:?}");
+    }
+    is_alone(dir, &["archive", OUTSIDE, "unpacked", "rest"]);
 }
 
 /// The entries of a tar, with their extended headers and sparse maps.

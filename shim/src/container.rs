@@ -107,6 +107,8 @@ pub enum Command {
         checkpoint: PathBuf,
         /// What the checkpoint was unpacked from, if it was.
         unpacked_from: Option<PathBuf>,
+        /// The list of the memory that was left in that.
+        left: Option<PathBuf>,
         settings: Box<config::Restore>,
         reply: Reply<RestoredInPlace>,
     },

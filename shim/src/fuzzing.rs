@@ -38,7 +38,7 @@ fn criu_images(bytes: &[u8], dir: &Path) {
     for name in ["inventory.img", "pstree.img", "core-1.img", manifest::NAME] {
         fs::write(dir.join(name), bytes).expect("write");
     }
-    let _manifest = manifest::read(dir);
+    let _manifest = manifest::read(dir, None);
     let _summary = images::summarize(dir);
 }
 

@@ -155,6 +155,7 @@ impl Method {
             .ask(|reply| Command::Restore {
                 checkpoint: request.path,
                 unpacked_from: request.unpacked_from,
+                left: request.left,
                 settings,
                 reply,
             })

@@ -76,6 +76,8 @@ pub struct RestoreJob {
     pub bundle: PathBuf,
     /// The checkpoint: its directory, or that of its images alone.
     pub checkpoint: PathBuf,
+    /// The list of its memory that was left in an archive, if some was.
+    pub left: Option<PathBuf>,
     /// Where CRIU's log goes; none for a directory that is removed after success.
     pub work_path: Option<PathBuf>,
     /// The init's stdio: anonymous pipes, in the places they had at the dump.
@@ -116,6 +118,8 @@ struct Restoring {
     bundle: PathBuf,
     /// The checkpoint; flat until it was looked at.
     layout: Layout,
+    /// The list of its memory that was left in an archive.
+    left: Option<PathBuf>,
     work: PathBuf,
     owns_work: bool,
     spec: SpecView,

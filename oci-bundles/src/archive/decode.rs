@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::rc::Rc;
 
 use flate2::bufread::{MultiGzDecoder, ZlibDecoder};
@@ -21,8 +21,16 @@ const WINDOW_LOG_MAX: u32 = 27;
 /// Reads the tar in an archive. An end of this reader is an end of the file too: what follows the compressed part
 /// is an error.
 pub struct Decoder {
-    inner: Box<dyn Read>,
+    inner: Inner,
     position: Rc<Cell<u64>>,
+    /// Bytes of the tar that were read or passed over.
+    used: u64,
+}
+
+enum Inner {
+    Stream(Box<dyn Read>),
+    Plain(BufReader<Counted>),
+    Frames(FrameReader),
 }
 
 impl Decoder {
@@ -32,8 +40,8 @@ impl Decoder {
         if form == Form::Zstd
             && let Some(frames) = frames::find_index(&file)?
         {
-            let inner = Box::new(FrameReader::new(file, frames, Rc::clone(&position))?);
-            return Ok(Self { inner, position });
+            let inner = Inner::Frames(FrameReader::new(file, frames, Rc::clone(&position))?);
+            return Ok(Self::of(inner, position));
         }
         let counted = Counted {
             file,
@@ -41,8 +49,8 @@ impl Decoder {
             position: Rc::clone(&position),
         };
         let reader = BufReader::with_capacity(READ_BYTES, counted);
-        let inner: Box<dyn Read> = match form {
-            Form::Directory | Form::Tar => Box::new(reader),
+        let stream: Box<dyn Read> = match form {
+            Form::Directory | Form::Tar => return Ok(Self::of(Inner::Plain(reader), position)),
             Form::Gzip => Box::new(MultiGzDecoder::new(reader)),
             Form::Zlib => Box::new(Zlib(ZlibDecoder::new(reader))),
             Form::Lz4 => Box::new(Lz4 {
@@ -55,7 +63,41 @@ impl Decoder {
                 Box::new(decoder)
             }
         };
-        Ok(Self { inner, position })
+        Ok(Self::of(Inner::Stream(stream), position))
+    }
+
+    fn of(inner: Inner, position: Rc<Cell<u64>>) -> Self {
+        Self {
+            inner,
+            position,
+            used: 0,
+        }
+    }
+
+    /// Whether [`Decoder::pass`] is possible: what it passes over needs not be read.
+    pub fn can_pass(&self) -> bool {
+        !matches!(self.inner, Inner::Stream(_))
+    }
+
+    /// Passes over bytes of the tar without looking at them. Past the end of a plain tar it is the next read that says so.
+    pub fn pass(&mut self, bytes: u64) -> io::Result<()> {
+        match &mut self.inner {
+            Inner::Stream(_) => return Err(io::ErrorKind::Unsupported.into()),
+            Inner::Plain(reader) => {
+                let buffered = reader.buffer().len();
+                let consumed = usize::try_from(bytes).unwrap_or(usize::MAX).min(buffered);
+                reader.consume(consumed);
+                reader.get_mut().pass(bytes - consumed as u64)?;
+            }
+            Inner::Frames(frames) => frames.pass(bytes)?,
+        }
+        self.used = self.used.saturating_add(bytes);
+        Ok(())
+    }
+
+    /// Bytes of the tar that were read or passed over.
+    pub fn used(&self) -> u64 {
+        self.used
     }
 
     /// Bytes of the archive used so far.
@@ -66,7 +108,13 @@ impl Decoder {
 
 impl Read for Decoder {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.inner.read(buffer)
+        let count = match &mut self.inner {
+            Inner::Stream(stream) => stream.read(buffer),
+            Inner::Plain(reader) => reader.read(buffer),
+            Inner::Frames(frames) => frames.read(buffer),
+        }?;
+        self.used += count as u64;
+        Ok(count)
     }
 }
 
@@ -76,6 +124,15 @@ struct Counted {
     /// A read has found nothing more.
     is_at_end: bool,
     position: Rc<Cell<u64>>,
+}
+
+impl Counted {
+    fn pass(&mut self, bytes: u64) -> io::Result<()> {
+        let by = i64::try_from(bytes).map_err(|_| io::ErrorKind::InvalidData)?;
+        let _at = self.file.seek(SeekFrom::Current(by))?;
+        self.position.set(self.position.get().saturating_add(bytes));
+        Ok(())
+    }
 }
 
 impl Read for Counted {

@@ -13,6 +13,8 @@ use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use zstd::bulk::Decompressor;
+
 use super::crew::Crew;
 
 const SKIPPABLE_MAGIC: u32 = 0x184d_2a5e;
@@ -44,6 +46,16 @@ impl Frame {
             packed: fits(packed)?,
             raw: fits(raw)?,
         })
+    }
+
+    /// Its bytes in the file.
+    pub fn packed(self) -> u64 {
+        u64::from(self.packed)
+    }
+
+    /// The bytes it gives.
+    pub fn raw(self) -> u64 {
+        u64::from(self.raw)
     }
 }
 
@@ -123,6 +135,23 @@ fn parse_index(index: &[u8], entry_bytes: usize, index_at: u64) -> io::Result<Op
     Ok(Some(frames))
 }
 
+/// What a frame gives that is there in a file, its checksum compared. `packed` is room.
+pub fn open(
+    frame: Frame,
+    at: u64,
+    file: &File,
+    decompressor: &mut Decompressor<'_>,
+    packed: &mut Vec<u8>,
+) -> io::Result<Vec<u8>> {
+    packed.resize(frame.packed as usize, 0);
+    file.read_exact_at(packed, at)?;
+    let raw = decompressor.decompress(packed, frame.raw as usize)?;
+    if raw.len() != frame.raw as usize {
+        return Err(invalid("a frame is not as long as the index says"));
+    }
+    Ok(raw)
+}
+
 /// The end of a frame in the file, and its decompressed bytes.
 type Opened = (u64, Vec<u8>);
 
@@ -143,16 +172,11 @@ impl FrameReader {
         let file = Arc::new(file);
         let crew = Crew::new(|| {
             let file = Arc::clone(&file);
-            let mut decompressor = zstd::bulk::Decompressor::new()?;
+            let mut decompressor = Decompressor::new()?;
             let mut packed = Vec::new();
             Ok(Box::new(move |(at, frame): (u64, Frame)| {
-                packed.resize(frame.packed as usize, 0);
-                file.read_exact_at(&mut packed, at)?;
-                let raw = decompressor.decompress(&packed, frame.raw as usize)?;
-                if raw.len() != frame.raw as usize {
-                    return Err(invalid("a frame is not as long as the index says"));
-                }
-                Ok((at + u64::from(frame.packed), raw))
+                let raw = open(frame, at, &file, &mut decompressor, &mut packed)?;
+                Ok((at + frame.packed(), raw))
             }))
         })?;
         Ok(Self {
@@ -165,6 +189,35 @@ impl FrameReader {
         })
     }
 
+    /// Passes over bytes that it would give; frames that lie within them are not read, unless they are already.
+    pub fn pass(&mut self, bytes: u64) -> io::Result<()> {
+        let mut rest = bytes;
+        while rest > 0 {
+            let here = self.current.len() - self.used;
+            if here > 0 {
+                let passed = usize::try_from(rest).unwrap_or(usize::MAX).min(here);
+                self.used += passed;
+                rest -= passed as u64;
+                continue;
+            }
+            if self.take()? {
+                continue;
+            }
+            while let Some(frame) = self.frames.as_slice().first()
+                && frame.raw() <= rest
+            {
+                rest -= frame.raw();
+                self.next_at += frame.packed();
+                let _passed = self.frames.next();
+            }
+            self.position.set(self.next_at);
+            if rest > 0 && !self.advance()? {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the next frame with something in it the current one; false at the end.
     fn advance(&mut self) -> io::Result<bool> {
         while self.used == self.current.len() {
@@ -172,16 +225,24 @@ impl FrameReader {
                 && let Some(frame) = self.frames.next()
             {
                 self.crew.give((self.next_at, frame))?;
-                self.next_at += u64::from(frame.packed);
+                self.next_at += frame.packed();
             }
-            let Some(result) = self.crew.take()? else {
+            if !self.take()? {
                 return Ok(false);
-            };
-            let (end, raw) = result?;
-            self.position.set(end);
-            self.current = raw;
-            self.used = 0;
+            }
         }
+        Ok(true)
+    }
+
+    /// Makes the next of those that are under way the current one; false if there are none.
+    fn take(&mut self) -> io::Result<bool> {
+        let Some(result) = self.crew.take()? else {
+            return Ok(false);
+        };
+        let (end, raw) = result?;
+        self.position.set(end);
+        self.current = raw;
+        self.used = 0;
         Ok(true)
     }
 }

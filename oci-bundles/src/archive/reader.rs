@@ -150,8 +150,16 @@ impl<R: Read> Reader<R> {
         Ok(count)
     }
 
+    /// Has the input pass over what is left of the current entry's data in a way of its own.
+    #[cfg(feature = "archive")]
+    pub fn pass(&mut self, pass: impl FnOnce(&mut R, u64) -> io::Result<()>) -> Result<(), ReadError> {
+        pass(&mut self.input, self.rest)?;
+        self.rest = 0;
+        Ok(())
+    }
+
     /// Passes over what is left of the current entry.
-    fn skip(&mut self) -> Result<(), ReadError> {
+    pub fn skip(&mut self) -> Result<(), ReadError> {
         let mut buffer = vec![0; 64 << 10];
         while self.rest > 0 {
             let _count = self.data(&mut buffer)?;

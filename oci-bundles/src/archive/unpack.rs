@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::decode::Decoder;
 use super::entry::{Entry, Kind, Span, stays_inside};
 use super::form::{Form, detect};
+use super::left::{Leaving, Left, Stamp};
 use super::limits::Limits;
 use super::out::{Out, Target};
 use super::pack::Part;
@@ -47,6 +48,31 @@ pub fn unpack(
     out.finish(archive)?;
     partial.commit(false)?;
     Ok(Unpacked { form, bytes, parts })
+}
+
+/// The same without the memory in it, which is left where it is and can be read there ([`Left`]); nothing is left of an archive in
+/// which all before a place has to be read to come there.
+pub fn unpack_without_memory(
+    archive: &Path,
+    dest: &Path,
+    limits: &Limits,
+    on_progress: &mut OnProgress<'_>,
+) -> Result<Left, ArchiveError> {
+    let form = detect_file(archive)?;
+    let partial = Partial::beside(dest)?;
+    partial.create_dir()?;
+    let mut out = Out::new(partial.path(), dest)?;
+    let mut passage = Passage::new(archive, form, Step::Unpack, limits, on_progress)?;
+    if passage.reader.input().can_pass() {
+        let most = passage.archive_bytes.saturating_mul(limits.ratio_max);
+        passage.leaving = Some(Leaving::up_to(most.max(limits.ratio_from)));
+    }
+    passage.all(&mut Some(&mut out))?;
+    let leaving = passage.leaving.take().unwrap_or_default();
+    let stamp = passage.stamp;
+    out.finish(archive)?;
+    partial.commit(false)?;
+    Ok(leaving.from((archive, form, stamp), dest))
 }
 
 /// Reads an archive through, as [`unpack`] would, and makes nothing: what is returned is what is in it.
@@ -150,7 +176,12 @@ fn detect_file(archive: &Path) -> Result<Form, ArchiveError> {
 struct Passage<'a, 'b> {
     archive: &'a Path,
     archive_bytes: u64,
+    stamp: Stamp,
     reader: Reader<Decoder>,
+    /// Where the current entry begins in the tar.
+    entry_at: u64,
+    /// What is left in the archive.
+    leaving: Option<Leaving>,
     limits: Limits,
     buffer: Vec<u8>,
     step: Step,
@@ -173,12 +204,15 @@ impl<'a, 'b> Passage<'a, 'b> {
     ) -> Result<Self, ArchiveError> {
         let failed = |error| ArchiveError::storage("read", archive, error);
         let file = File::open(archive).map_err(failed)?;
-        let archive_bytes = file.metadata().map_err(failed)?.len();
+        let metadata = file.metadata().map_err(failed)?;
         let decoder = Decoder::new(form, file).map_err(|error| ReadError::from(error).of(archive))?;
         Ok(Self {
             archive,
-            archive_bytes,
+            archive_bytes: metadata.len(),
+            stamp: Stamp::of(&metadata),
             reader: Reader::new(decoder),
+            entry_at: 0,
+            leaving: None,
             limits: limits.clone(),
             buffer: vec![0; DATA_BYTES],
             step,
@@ -208,6 +242,8 @@ impl<'a, 'b> Passage<'a, 'b> {
     }
 
     fn next_entry(&mut self) -> Result<Option<Entry>, ArchiveError> {
+        self.reader.skip().map_err(|error| error.of(self.archive))?;
+        self.entry_at = self.reader.input().used();
         self.reader.next_entry().map_err(|error| error.of(self.archive))
     }
 
@@ -228,6 +264,9 @@ impl<'a, 'b> Passage<'a, 'b> {
     fn one(&mut self, entry: Entry, out: &mut Option<&mut Out<'_>>) -> Result<(), ArchiveError> {
         let depth = entry.path.components().count().saturating_sub(1);
         match &entry.kind {
+            Kind::File if self.leaving.as_ref().is_some_and(|leaving| leaving.takes(&entry)) => {
+                self.leave(entry)
+            }
             Kind::File => {
                 let target = match out {
                     Some(out) => Some(out.create(self.archive, &entry)?),
@@ -274,6 +313,19 @@ impl<'a, 'b> Passage<'a, 'b> {
                 Err(self.refused(&entry, "a device or fifo, which no checkpoint has"))
             }
         }
+    }
+
+    /// Leaves the data of a file where it is.
+    fn leave(&mut self, entry: Entry) -> Result<(), ArchiveError> {
+        let passed = self.reader.pass(Decoder::pass);
+        passed.map_err(|error| error.of(self.archive))?;
+        if self.names.insert(entry.path.clone(), self.parts.len()).is_some() {
+            return Err(self.refused(&entry, "it is there twice"));
+        }
+        if let Some(leaving) = &mut self.leaving {
+            leaving.take(entry, self.entry_at);
+        }
+        Ok(())
     }
 
     /// The data of a file; its digest.

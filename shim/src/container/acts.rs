@@ -406,6 +406,7 @@ async fn restore_and_let_go(facts: &Arc<Facts>, deferred: Deferred) -> Result<In
     // The client has put the writable layer back, which is what this waited for.
     let from = From {
         checkpoint: deferred.checkpoint,
+        left: deferred.left,
         layer_is_there: true,
     };
     let init = restore_init(facts, prepared, from, settings).await?;

@@ -70,6 +70,8 @@ pub struct Surroundings {
 pub struct Deferred {
     pub(super) prepared: Prepared,
     pub(super) checkpoint: PathBuf,
+    /// The list of its memory that is in an archive.
+    pub(super) left: Option<PathBuf>,
 }
 
 /// The init as `Create` leaves it.
@@ -102,25 +104,31 @@ pub async fn create(mut request: Request, around: Surroundings) -> Result<Contai
     let mut settings = settings(&spec, &request.options)?;
     let registry = Arc::clone(&around.registry);
     let key = registry.key(&request.namespace, &request.id);
-    let mut unpacked_from = None;
+    let (mut unpacked_from, mut left) = (None, None);
     if let Some(pending) = registry.pending(settings.db.path.as_deref(), &key)? {
         settings = settings
             .with_flags(&pending.settings)
             .map_err(|error| Error::InvalidArgument(chain(&error)))?;
         request.checkpoint = pending.checkpoint.display().to_string();
-        unpacked_from = pending.unpacked_from;
+        (unpacked_from, left) = (pending.unpacked_from, pending.left);
     }
     let facts = Arc::new(Facts::new(&request, spec, settings, key, around));
     refuse_foreign_state(&facts)?;
     give_criu_a_config(&facts)?;
-    let layer = bring_layer(&facts, &request.checkpoint, &facts.settings.restore).await?;
+    let layer = bring_layer(
+        &facts,
+        (&request.checkpoint, left.as_deref()),
+        &facts.settings.restore,
+    )
+    .await?;
     if let Err(error) = mount_rootfs(&facts.bundle, &request.rootfs) {
         put_layer_back(&facts, layer);
         return Err(error);
     }
     let entry = registry.entry(facts.new_entry(&request, unpacked_from.as_deref()));
     let strangers = facts.reaper.expect_strangers();
-    let init = match init(&facts, &request, layer.as_ref().is_some_and(Replaced::is_filled)).await {
+    let filled = layer.as_ref().is_some_and(Replaced::is_filled);
+    let init = match init(&facts, &request, left, filled).await {
         Ok(init) => {
             keep_layer(layer);
             init
@@ -293,17 +301,17 @@ pub(super) fn unmount_rootfs(bundle: &Path) -> Result<()> {
 /// Puts the writable layer of a checkpoint in the place of the container's, if it has one and we are to mount it.
 pub(super) async fn bring_layer(
     facts: &Facts,
-    checkpoint: &str,
+    (checkpoint, left): (&str, Option<&Path>),
     settings: &config::Restore,
 ) -> Result<Option<Replaced>> {
-    let left =
+    let gone =
         layer::mend(&facts.rootfs).map_err(internal("put back the layer that a restore had replaced"))?;
-    left.into_iter().for_each(remove_layer);
+    gone.into_iter().for_each(remove_layer);
     let Some(upper) = layer::upper(&facts.rootfs).filter(|_| !checkpoint.is_empty()) else {
         return Ok(None);
     };
     let failed = |error: RestoreCause| error.told("put back the writable layer");
-    let Some(saved) = layer::of_checkpoint(Path::new(checkpoint)).map_err(failed)? else {
+    let Some(saved) = layer::of_checkpoint(Path::new(checkpoint), left).map_err(failed)? else {
         return Ok(None);
     };
     let replaced = Replaced::with(&facts.reaper, saved, upper, &facts.bundle, settings.timeout).await;
@@ -334,7 +342,12 @@ pub(super) fn put_layer_back(facts: &Facts, layer: Option<Replaced>) {
     }
 }
 
-async fn init(facts: &Arc<Facts>, request: &Request, layer_is_there: bool) -> Result<Init> {
+async fn init(
+    facts: &Arc<Facts>,
+    request: &Request,
+    left: Option<PathBuf>,
+    layer_is_there: bool,
+) -> Result<Init> {
     let mut prepared = stdio::prepare(&request.stdio, &facts.stdio_context(&facts.id))
         .map_err(internal("set up the stdio"))?;
     if request.checkpoint.is_empty() {
@@ -344,10 +357,15 @@ async fn init(facts: &Arc<Facts>, request: &Request, layer_is_there: bool) -> Re
     }
     let checkpoint = PathBuf::from(&request.checkpoint);
     match restore::when(&checkpoint) {
-        RestoreAt::Start => Ok(Init::Later(Deferred { prepared, checkpoint })),
+        RestoreAt::Start => Ok(Init::Later(Deferred {
+            prepared,
+            checkpoint,
+            left,
+        })),
         RestoreAt::Create => {
             let from = From {
                 checkpoint,
+                left,
                 layer_is_there,
             };
             restore_init(facts, prepared, from, &facts.settings.restore).await
@@ -359,6 +377,8 @@ async fn init(facts: &Arc<Facts>, request: &Request, layer_is_there: bool) -> Re
 #[derive(Debug)]
 pub(super) struct From {
     pub(super) checkpoint: PathBuf,
+    /// The list of its memory that is in an archive.
+    pub(super) left: Option<PathBuf>,
     /// Its writable layer has taken the place of the container's.
     pub(super) layer_is_there: bool,
 }
@@ -383,6 +403,7 @@ pub(super) async fn restore_init(
         id: facts.id.clone(),
         bundle: facts.bundle.clone(),
         checkpoint: from.checkpoint,
+        left: from.left,
         key: facts.key.clone(),
         layer_is_there: from.layer_is_there,
         work_path,

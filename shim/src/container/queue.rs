@@ -152,9 +152,10 @@ impl Owner {
             Command::Restore {
                 checkpoint,
                 unpacked_from,
+                left,
                 settings,
                 reply,
-            } => self.restore(checkpoint, unpacked_from, *settings, reply),
+            } => self.restore((checkpoint, left), unpacked_from, *settings, reply),
             Command::Cancel { reply } => {
                 let cancelled = self.cancel();
                 answer(reply, cancelled);

@@ -99,7 +99,7 @@ impl Owner {
     /// as far as those who read and write them are still there.
     pub(super) fn restore(
         &mut self,
-        checkpoint: PathBuf,
+        (checkpoint, left): (PathBuf, Option<PathBuf>),
         unpacked_from: Option<PathBuf>,
         settings: config::Restore,
         reply: Reply<RestoredInPlace>,
@@ -114,7 +114,7 @@ impl Owner {
         let restore = async move {
             let _moves = moves::expect();
             drain(streams).await;
-            in_place(&facts, &request, checkpoint, &settings).await
+            in_place(&facts, &request, (checkpoint, left), &settings).await
         };
         // Told as a start: the exit of what is restored, if it comes at once, has to wait for it.
         self.exclusively("start", restore, move |owner, restored| {
@@ -170,13 +170,14 @@ impl Owner {
 async fn in_place(
     facts: &Arc<Facts>,
     stdio: &StdioRequest,
-    checkpoint: PathBuf,
+    (checkpoint, left): (PathBuf, Option<PathBuf>),
     settings: &config::Restore,
 ) -> Result<(i32, Streams, Restored)> {
     delete_from_runc(facts, None).await?;
-    let layer = renew_root(facts, &checkpoint, settings).await?;
+    let layer = renew_root(facts, (&checkpoint, left.as_deref()), settings).await?;
     let from = From {
         checkpoint,
+        left,
         layer_is_there: layer.as_ref().is_some_and(Replaced::is_filled),
     };
     let (pid, streams, restored) = match bring_back(facts, stdio, from, settings).await {
@@ -205,17 +206,17 @@ async fn in_place(
 /// Mounts the root file system anew, with the writable layer of the checkpoint, if it has one and we had mounted it.
 async fn renew_root(
     facts: &Facts,
-    checkpoint: &Path,
+    (checkpoint, left): (&Path, Option<&Path>),
     settings: &config::Restore,
 ) -> Result<Option<Replaced>> {
-    let has_layer = layer::of_checkpoint(checkpoint)
+    let has_layer = layer::of_checkpoint(checkpoint, left)
         .map_err(|error| error.told("read the checkpoint"))?
         .is_some();
     if !has_layer || layer::upper(&facts.rootfs).is_none() {
         return Ok(None);
     }
     unmount_rootfs(&facts.bundle)?;
-    let layer = bring_layer(facts, &checkpoint.display().to_string(), settings).await;
+    let layer = bring_layer(facts, (&checkpoint.display().to_string(), left), settings).await;
     let mounted = mount_rootfs(&facts.bundle, &facts.rootfs);
     match (layer, mounted) {
         (Ok(layer), Ok(())) => Ok(layer),

@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 
+use oci_bundles::archive::Left;
 use oci_bundles::manifest::{BYTES_MAX, SCHEMA};
 pub use oci_bundles::manifest::{Manifest, NAME};
 
@@ -39,11 +40,13 @@ pub fn write(dir: &Path, manifest: &Manifest) -> io::Result<()> {
 /// Reads the one of an image directory, and looks whether all that it lists is there, without reading it; an empty one if there
 /// is none.
 ///
+/// What was left in an archive counts as there.
+///
 /// CRIU reads a truncated file of pages again and again until somebody ends it: it must not come to that.
 ///
 /// # Errors
 /// It cannot be read, is damaged or newer than this shim, or a file is missing or has another size than it had.
-pub fn read(dir: &Path) -> Result<Manifest, ImageError> {
+pub fn read(dir: &Path, left: Option<&Left>) -> Result<Manifest, ImageError> {
     let path = dir.join(NAME);
     let text = match read_regular(&path, BYTES_MAX) {
         Ok(text) => text,
@@ -56,6 +59,9 @@ pub fn read(dir: &Path) -> Result<Manifest, ImageError> {
     };
     let manifest = Manifest::parse(&text).map_err(|error| of(error.to_string()))?;
     let size_of = |name: &Path| {
+        if let Some(size) = left.and_then(|left| left.size(name)) {
+            return Some(size);
+        }
         let metadata = fs::symlink_metadata(dir.join(name)).ok()?;
         metadata.is_file().then_some(metadata.len())
     };
@@ -82,7 +88,7 @@ mod tests {
     #[test]
     fn what_was_written_is_read_and_nothing_is_empty() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        assert_eq!(read(dir.path()).expect("none"), empty());
+        assert_eq!(read(dir.path(), None).expect("none"), empty());
         let manifest = Manifest {
             shell_job: true,
             stopped: vec![7],
@@ -90,7 +96,7 @@ mod tests {
         };
         write(dir.path(), &empty()).expect("write");
         write(dir.path(), &manifest).expect("write");
-        assert_eq!(read(dir.path()).expect("read"), manifest);
+        assert_eq!(read(dir.path(), None).expect("read"), manifest);
         assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 1);
     }
 
@@ -105,7 +111,7 @@ mod tests {
             ("", false),
         ] {
             fs::write(dir.path().join(NAME), text).expect("write");
-            assert_eq!(read(dir.path()).is_ok(), ok, "{text}");
+            assert_eq!(read(dir.path(), None).is_ok(), ok, "{text}");
         }
     }
 
@@ -123,13 +129,13 @@ mod tests {
         };
         write(dir.path(), &manifest).expect("write");
         let told = |wanted: &str| {
-            let said = read(dir.path()).expect_err(wanted).to_string();
+            let said = read(dir.path(), None).expect_err(wanted).to_string();
             assert!(said.contains(wanted), "{said}");
         };
         told("pages-1.img is missing");
         fs::write(&pages, [0; 4000]).expect("write");
         told("pages-1.img has 4000 bytes instead of 4096");
         fs::write(&pages, [1; 4096]).expect("write");
-        assert!(read(dir.path()).is_ok(), "digests are not looked at");
+        assert!(read(dir.path(), None).is_ok(), "digests are not looked at");
     }
 }

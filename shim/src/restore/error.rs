@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use oci_bundles::archive::ArchiveError;
 use oci_bundles::spec::SpecError;
 use thiserror::Error;
 
@@ -75,6 +76,12 @@ pub enum RestoreCause {
     /// The container is there, but its loopback interface is down.
     #[error("bring up the loopback interface")]
     Loopback(#[source] io::Error),
+    /// The list of what was left in an archive.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// What was left in an archive was not taken out.
+    #[error("take the memory out of the archive: {0}")]
+    Memory(ErrandError),
     /// Files of the checkpoint were not put back.
     #[error("put the container's files back: {0}")]
     Worker(ErrandError),
@@ -103,6 +110,13 @@ impl From<ErrandError> for RestoreCause {
 }
 
 impl RestoreCause {
+    pub(super) fn memory(error: ErrandError) -> Self {
+        match error.is_late() {
+            true => Self::TimedOut(format!("take the memory out of the archive: {error}")),
+            false => Self::Memory(error),
+        }
+    }
+
     pub(super) fn files<'a>(
         action: &'static str,
         path: &'a Path,

@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jobs::record::{Key, Origin};
+use oci_bundles::archive::Left;
 use oci_bundles::layout::{Extra, Layout};
 use oci_bundles::mounts::Mount;
 
@@ -66,14 +67,15 @@ pub enum Saved {
 ///
 /// # Errors
 /// The manifest is damaged.
-pub fn of_checkpoint(checkpoint: &Path) -> Result<Option<Saved>, RestoreCause> {
+pub fn of_checkpoint(checkpoint: &Path, left: Option<&Path>) -> Result<Option<Saved>, RestoreCause> {
     let Some(layout) = Layout::find(checkpoint) else {
         return Ok(None);
     };
     if layout.is_foreign() {
         return Ok(has_foreign(&layout).then_some(Saved::Foreign));
     }
-    let manifest = manifest::read(layout.root())?;
+    let left = left.map(Left::read).transpose()?;
+    let manifest = manifest::read(layout.root(), left.as_ref())?;
     let diff = || Saved::Layer(layout.extra(Extra::RootfsDiff));
     Ok(lists(&manifest, Extra::RootfsDiff).then(diff))
 }
@@ -244,7 +246,7 @@ mod tests {
         let path = |name: &str| dir.path().join(name);
         fs::create_dir(path("checkpoint")).expect("a directory");
         fs::write(path("checkpoint/inventory.img"), "").expect("a file");
-        let saved = || of_checkpoint(dir.path()).expect("read");
+        let saved = || of_checkpoint(dir.path(), None).expect("read");
         assert_eq!(saved(), None);
         for name in ["deleted.files", "rootfs-diff.tar"] {
             fs::write(path(name), "").expect("a file");
@@ -254,7 +256,7 @@ mod tests {
         fs::write(path(manifest::NAME), r#"{"schema": 2}"#).expect("a file");
         assert_eq!(saved(), None);
         assert_eq!(
-            of_checkpoint(&path("checkpoint")).expect("read"),
+            of_checkpoint(&path("checkpoint"), None).expect("read"),
             None,
             "CRI's way"
         );

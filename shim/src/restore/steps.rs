@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use config::Tcp;
+use oci_bundles::archive::Left;
 use oci_bundles::layout::{Layout, Shape};
 use oci_bundles::spec::SpecView;
 use oci_bundles::spec::rights::Rights;
@@ -24,6 +25,8 @@ use crate::delete::leftover::Leftover;
 use crate::dump::describe;
 use crate::error::chain;
 use crate::runc::{Call, RuncError};
+use crate::worker::MAKE_PAGES;
+use crate::worker::errand::{Errand, Limit};
 use crate::worker::page_server::{self, Order, Started};
 
 /// The restore of nothing on the slowest host that was seen (software emulation), with room.
@@ -54,6 +57,7 @@ impl Restoring {
             id: job.id,
             bundle: job.bundle,
             layout: Layout::new(job.checkpoint, Shape::Flat),
+            left: job.left,
             work,
             owns_work,
             spec: SpecView::default(),
@@ -85,7 +89,8 @@ impl Restoring {
         if let Some(found) = Layout::find(self.layout.root()) {
             self.layout = found;
         }
-        self.manifest = manifest::read(self.layout.root())?;
+        let left = self.left.as_deref().map(Left::read).transpose()?;
+        self.manifest = manifest::read(self.layout.root(), left.as_ref())?;
         self.note_files();
         self.refuse_lesser_processor()?;
         // They are what they should be, and as many as files.
@@ -93,6 +98,8 @@ impl Restoring {
         let images = self.layout.images();
         images::refuse_strange(&images)?;
         self.summary = images::summarize(&images)?;
+        let left = left.map_or(0, |left| left.bytes());
+        self.summary.size = self.summary.size.saturating_add(left);
         Ok(())
     }
 
@@ -170,15 +177,20 @@ impl Restoring {
     /// of it before they do. Other runtimes than runc know nothing of it.
     pub(super) async fn serve_pages(&mut self) -> Result<(), RestoreCause> {
         if !self.settings.lazy || self.summary.size < LAZY_SIZE_MIN || !self.runc.is_plain() {
-            return Ok(());
+            return self.make_pages().await;
         }
         let order = Order {
             images: &self.layout.images(),
             work: &self.work,
             rate: self.settings.fill_rate,
+            left: self.left.as_deref(),
+            deadline: self.deadline(),
         };
         match page_server::start(&self.runc.reaper, &order).await {
-            Ok(Started::Serving(filling)) => self.filling = Some(filling),
+            Ok(Started::Serving(filling)) => {
+                self.filling = Some(filling);
+                return Ok(());
+            }
             Ok(Started::Unsuitable(reason)) => {
                 tracing::info!(id = self.id, reason, "all memory is restored at once");
             }
@@ -188,7 +200,17 @@ impl Restoring {
                 "all memory is restored at once"
             ),
         }
-        Ok(())
+        self.make_pages().await
+    }
+
+    /// Takes memory that was left in an archive out of it: CRIU reads files.
+    async fn make_pages(&self) -> Result<(), RestoreCause> {
+        let Some(list) = &self.left else { return Ok(()) };
+        let made = async {
+            let errand = Errand::start(&self.runc.reaper, MAKE_PAGES, list)?;
+            errand.answer(Limit::Whole(self.deadline())).await
+        };
+        made.await.map_err(RestoreCause::memory)
     }
 
     /// Nobody is left whom it could serve.

@@ -23,7 +23,8 @@ use super::{SERVE_PAGES, WORKER};
 use crate::reap::{Child, ExitWatch, Reaper};
 use crate::spawn;
 
-/// It reads a list of every process' memory before it listens: milliseconds, for the largest some hundreds.
+/// It reads a list of every process' memory before it listens: milliseconds, for the largest some hundreds. Of an archive it takes out
+/// what CRIU reads itself; that is given as long as the restore is.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Why there is no server.
@@ -36,8 +37,8 @@ pub enum PageServerError {
     #[error("start a server of pages: {0}")]
     Ended(String),
     /// It does not come up.
-    #[error("start a server of pages: it does not listen after {} s", START_DEADLINE.as_secs())]
-    TimedOut,
+    #[error("start a server of pages: it does not listen after {} s", .0.as_secs())]
+    TimedOut(Duration),
 }
 
 /// What came of starting one.
@@ -106,6 +107,10 @@ pub struct Order<'a> {
     pub work: &'a Path,
     /// How many bytes a second it gives unasked; zero for all that goes.
     pub rate: u64,
+    /// The list of the memory that is in an archive.
+    pub left: Option<&'a Path>,
+    /// How long it may take out of that what CRIU reads itself.
+    pub deadline: Duration,
 }
 
 /// Starts a server, which CRIU will find in its working directory.
@@ -122,6 +127,8 @@ pub async fn start(reaper: &Arc<Reaper>, order: &Order<'_>) -> Result<Started, P
         .arg("-work")
         .arg(order.work)
         .args(["-rate", &order.rate.to_string()])
+        .args(order.left.map(|_| "-left"))
+        .args(order.left)
         .env_clear()
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())
@@ -139,8 +146,12 @@ pub async fn start(reaper: &Arc<Reaper>, order: &Order<'_>) -> Result<Started, P
             None => Err(PageServerError::Ended("it ended at once".to_owned())),
         }
     };
-    let first = timeout(START_DEADLINE, first).await;
-    match first.unwrap_or(Err(PageServerError::TimedOut)) {
+    let limit = match order.left {
+        Some(_) => order.deadline.max(START_DEADLINE),
+        None => START_DEADLINE,
+    };
+    let first = timeout(limit, first).await;
+    match first.unwrap_or(Err(PageServerError::TimedOut(limit))) {
         Ok(None) => Ok(Started::Serving(follow(child, ours))),
         Ok(Some(reason)) => Ok(Started::Unsuitable(reason)),
         Err(error) => {

@@ -3,8 +3,9 @@
 //! ```text
 //!  images -> what is missing, per process           (images, extents)
 //!  CRIU  --lazy-pages.socket--> a userfaultfd each   (restorer)
-//!  server: faults first, then rounds of the rest     (server, task, fillers, source, uffd)
+//!  server: faults first, then rounds of the rest     (server, task, fillers, source, uffd; warming before there are any)
 //!  shim  <--standard input-- a copy of each          (channel)
+//!  an archive --> what CRIU reads itself, as files   (left); the rest of it is a source of pages as files are
 //! ```
 //!
 //! Only private anonymous memory comes late. Shared memory, files, stacks and locked memory are CRIU's own business, which has
@@ -15,19 +16,21 @@
 //!   list is zero, or was written since;
 //! - no page is given while the kernel says that the layout is changing: the message that says how comes first; and no message
 //!   is read while a page is being given;
-//! - files are opened before CRIU is started, for clients remove them when the restore has returned;
+//! - files are opened before CRIU is started, and an archive is, for clients remove them when the restore has returned;
 //! - the server outlives its shim, but not the memory that it serves.
 
 mod channel;
 mod extents;
 mod fillers;
 mod images;
+mod left;
 mod message;
 mod restorer;
 mod server;
 mod source;
 mod task;
 mod uffd;
+mod warming;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -38,6 +41,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::SysconfVar;
+use oci_bundles::archive::{ArchiveError, Left};
 use thiserror::Error;
 
 use channel::Channel;
@@ -61,38 +65,71 @@ pub(super) enum PagesError {
     /// Standard input.
     #[error("take the socket to the shim: {0}")]
     Channel(#[source] io::Error),
+    /// The archive that memory was left in.
+    #[error(transparent)]
+    Left(#[from] ArchiveError),
     /// On the way.
     #[error(transparent)]
     Serve(#[from] ServeError),
 }
 
-/// Serves the memory in these images to the CRIU that works, or will work, in `work`; unasked no more than `rate` bytes a second,
-/// unless that is zero.
+/// What is served.
+#[derive(Debug)]
+pub(super) struct Order {
+    /// The images.
+    pub(super) images: PathBuf,
+    /// Where CRIU works, or will work.
+    pub(super) work: PathBuf,
+    /// How many bytes a second are given unasked; zero for all that goes.
+    pub(super) rate: u64,
+    /// The list of the memory that is in an archive.
+    pub(super) left: Option<PathBuf>,
+}
+
+/// Serves the memory in these images to CRIU.
 ///
 /// # Errors
 /// [`PagesError`]; the shim has been told of it too.
-pub(super) fn serve(images: &Path, work: &Path, rate: u64) -> Result<(), PagesError> {
+pub(super) fn serve(order: &Order) -> Result<(), PagesError> {
     let socket = io::stdin().as_fd().try_clone_to_owned();
     let mut channel = Channel::new(socket.map_err(PagesError::Channel)?);
     let page_size = nix::unistd::sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
     let page_size = page_size
         .and_then(|size| u64::try_from(size).ok())
         .unwrap_or(4096);
-    let unsuitable = match (Uffd::of_self(), images::load(images, page_size)) {
+    let left = order
+        .left
+        .as_deref()
+        .map(|list| Left::read(list)?.open())
+        .transpose()?;
+    let loaded = images::load(&order.images, page_size, left.as_ref());
+    let unsuitable = match (Uffd::of_self(), loaded) {
         (Ok(_), Ok(memories)) => {
-            let restorer = listen(work).map_err(|source| PagesError::Listen {
-                work: work.to_owned(),
+            if let Some(left) = &left {
+                left::make_the_rest(left, &memories)?;
+            }
+            let restorer = listen(&order.work).map_err(|source| PagesError::Listen {
+                work: order.work.clone(),
                 source,
             })?;
             channel.say(&Word::Listening, None);
             let server = Server::new(channel, memories, restorer, page_size);
-            return Ok(server.limited_to(rate).run()?);
+            return Ok(server.limited_to(order.rate).run()?);
         }
         (Err(error), _) => format!("the kernel has no userfaultfd for us: {error}"),
         (_, Err(reason)) => reason.to_string(),
     };
     channel.say(&Word::Unsuitable(unsuitable), None);
     Ok(())
+}
+
+/// Takes the memory in this list out of its archive.
+///
+/// # Errors
+/// What failed, for people.
+pub(super) fn make(list: PathBuf) -> Result<(), String> {
+    let made = Left::read(&list).and_then(|left| left.open()?.make_all());
+    made.map_err(|error| error.to_string())
 }
 
 fn listen(work: &Path) -> io::Result<Restorer> {

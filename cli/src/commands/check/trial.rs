@@ -182,6 +182,7 @@ impl Trial<'_> {
             id: self.id.clone(),
             path: path.to_owned(),
             unpacked_from: None,
+            left: None,
             settings: Default::default(),
         };
         let socket = &record.shim.socket;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::images::Memory;
 use crate::commands::dump::criu_options;
 use crate::error::Error;
 
@@ -51,6 +52,14 @@ pub struct Flags {
 }
 
 impl Flags {
+    /// What becomes of the memory in an archive.
+    pub fn memory(&self) -> Memory {
+        match self.eager {
+            true => Memory::Unpacked,
+            false => Memory::Left,
+        }
+    }
+
     /// The settings that they are, by dotted names.
     ///
     /// # Errors

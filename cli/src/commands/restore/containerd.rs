@@ -47,7 +47,7 @@ pub struct Args {
 /// # Errors
 /// The checkpoint does not say whose it is and neither does the user, the container runs, or it could not be restored.
 pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
-    let images = Images::open(&args.path, context).await?;
+    let images = Images::open(&args.path, args.flags.memory(), context).await?;
     let origin = images.origin();
     let id = match (&args.id, &origin) {
         (Some(id), _) => id.clone(),
@@ -85,6 +85,7 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
         name: &id,
         kept: images.kept(),
         checkpoint: images.directory(),
+        left: images.left(),
         settings: args.flags.settings()?,
     };
     if origin.is_none() {

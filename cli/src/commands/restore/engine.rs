@@ -38,6 +38,7 @@ pub async fn in_place(order: &Order<'_>, record: &Record) -> Result<i32, Error> 
         id: order.key.id.clone(),
         path: order.checkpoint.to_owned(),
         unpacked_from: order.unpacked_from(),
+        left: order.left.map(Path::to_owned),
         settings: order.settings.clone(),
     };
     let call = shim::call(&record.shim.socket, wire::RESTORE, &request, RESTORE_LIMIT);
@@ -46,6 +47,12 @@ pub async fn in_place(order: &Order<'_>, record: &Record) -> Result<i32, Error> 
     })
     .await?;
     Ok(answer.pid)
+}
+
+/// Whether memory that was left in an archive finds somebody who reads it there. A shim of another version, which has been there since
+/// before an upgrade, is not counted on.
+pub fn can_leave_memory(record: &Record) -> bool {
+    !can_be_in_place(record) || record.shim.version == env!("CARGO_PKG_VERSION")
 }
 
 /// Whether [`in_place`] is possible.
@@ -289,6 +296,7 @@ mod tests {
             name: "web",
             checkpoint: Path::new("/c"),
             kept: Path::new("/c"),
+            left: None,
             settings: std::collections::BTreeMap::new(),
         };
         for message in [
@@ -319,6 +327,7 @@ mod tests {
             name: "web",
             kept: Path::new(kept),
             checkpoint: Path::new("/c"),
+            left: None,
             settings: std::collections::BTreeMap::new(),
         };
         assert_eq!(held(&order("/c"), None), None);

@@ -26,7 +26,17 @@ use crate::output::progress::Progress;
 pub struct Images {
     kept: PathBuf,
     directory: PathBuf,
+    left: Option<PathBuf>,
     _unpacked: Option<Unpacked>,
+}
+
+/// What becomes of the memory in an archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// It is unpacked with the rest.
+    Unpacked,
+    /// It stays where it is, if it can be read there: the shim gives it to the processes, or takes it out itself.
+    Left,
 }
 
 /// What was unpacked; it goes with this.
@@ -48,7 +58,7 @@ impl Images {
     ///
     /// # Errors
     /// There is nothing, or no checkpoint; or it cannot be unpacked.
-    pub async fn open(path: &Path, context: &Context) -> Result<Self, Error> {
+    pub async fn open(path: &Path, memory: Memory, context: &Context) -> Result<Self, Error> {
         let path = path.canonicalize().map_err(|source| match source.kind() {
             ErrorKind::NotFound => Error::not_found(format!("there is no checkpoint at {}", path.display())),
             _ => Error::failed(format!("failed to open {}: {source}", path.display())),
@@ -58,10 +68,11 @@ impl Images {
             Self {
                 kept: path.clone(),
                 directory: path.clone(),
+                left: None,
                 _unpacked: None,
             }
         } else {
-            unpack(&path, context).await?
+            unpack(&path, memory, context).await?
         };
         if Layout::find(&images.directory).is_none() {
             return Err(Error::usage(format!(
@@ -84,6 +95,11 @@ impl Images {
         &self.directory
     }
 
+    /// The list of its memory that was left in the archive.
+    pub fn left(&self) -> Option<&Path> {
+        self.left.as_deref()
+    }
+
     /// Warns about a checkpoint that says it is of another container: it may be meant, and may be a slip.
     pub fn warn_unless_of(&self, id: &str) {
         if let Some(origin) = self.origin().filter(|origin| origin.key.id != id) {
@@ -102,26 +118,41 @@ impl Images {
     }
 }
 
-async fn unpack(path: &Path, context: &Context) -> Result<Images, Error> {
+async fn unpack(path: &Path, memory: Memory, context: &Context) -> Result<Images, Error> {
     let place = context.database()?.with_file_name("unpacked");
     make_private(&place)?;
     sweep(&place);
     let own = liveness::own().map_err(|source| Error::failed(format!("failed to read /proc: {source}")))?;
-    let directory = place.join(format!("{}.{}", own.pid, own.started));
-    let unpacked = Unpacked(directory.clone());
+    let own = place.join(format!("{}.{}", own.pid, own.started));
+    let unpacked = Unpacked(own.clone());
+    make_private(&own)?;
+    let (directory, list) = (own.join("files"), own.join("left"));
     let progress = Progress::start("Unpacking", context.json);
     let stop = Arc::new(AtomicBool::new(false));
     let work = tokio::task::spawn_blocking({
-        let (from, to, stop) = (path.to_owned(), directory.clone(), Arc::clone(&stop));
+        let (from, to, list, stop) = (
+            path.to_owned(),
+            directory.clone(),
+            list.clone(),
+            Arc::clone(&stop),
+        );
         move || {
-            archive::unpack(&from, &to, &Limits::default(), &mut |at| {
+            let mut on_progress = |at: archive::Progress| {
                 progress.set("", at.done, at.total);
                 if stop.load(Ordering::Relaxed) {
                     ControlFlow::Break(())
                 } else {
                     ControlFlow::Continue(())
                 }
-            })
+            };
+            if memory == Memory::Unpacked {
+                return archive::unpack(&from, &to, &Limits::default(), &mut on_progress).map(|_| false);
+            }
+            let left = archive::unpack_without_memory(&from, &to, &Limits::default(), &mut on_progress)?;
+            if left.is_empty() {
+                return Ok(false);
+            }
+            left.write(&list).map(|()| true)
         }
     });
     tokio::pin!(work);
@@ -132,9 +163,10 @@ async fn unpack(path: &Path, context: &Context) -> Result<Images, Error> {
         }
     };
     match done {
-        Ok(Ok(_)) => Ok(Images {
+        Ok(Ok(is_left)) => Ok(Images {
             kept: path.to_owned(),
             directory,
+            left: is_left.then_some(list),
             _unpacked: Some(unpacked),
         }),
         Ok(Err(ArchiveError::Cancelled)) => {
@@ -218,6 +250,7 @@ mod tests {
         let images = Images {
             kept: dir.path().to_owned(),
             directory: dir.path().to_owned(),
+            left: None,
             _unpacked: None,
         };
         assert_eq!(images.origin().expect("an origin").key.id, "web");

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use jobs::registry::{EngineKind, Job};
 
 use super::arguments::Flags;
-use super::engine::{by_containerd, by_docker, by_nerdctl, can_be_in_place, in_place, running};
-use super::images::Images;
+use super::engine::{
+    by_containerd, by_docker, by_nerdctl, can_be_in_place, can_leave_memory, in_place, running,
+};
+use super::images::{Images, Memory};
 use super::order::Order;
 use super::{Restored, image, report};
 use crate::completer;
@@ -49,7 +51,11 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Error> {
     };
     // Before an archive is unpacked, which takes its time.
     refuse(&job, args.flags.out.as_deref())?;
-    let images = Images::open(&path, context).await?;
+    let memory = match can_leave_memory(&job.record) {
+        true => args.flags.memory(),
+        false => Memory::Unpacked,
+    };
+    let images = Images::open(&path, memory, context).await?;
     images.warn_unless_of(&job.key.id);
     bring_back(&job, &images, &path, &args.flags, context).await
 }
@@ -70,6 +76,13 @@ pub async fn bring_back(
     }
     let out = flags.out()?;
     refuse(job, out.as_deref())?;
+    if images.left().is_some() && !can_leave_memory(&job.record) {
+        let (name, version) = (&job.name, &job.record.shim.version);
+        return Err(Error::unsupported(format!(
+            "the shim of {name} is one of version {version}, which cannot take memory out of an archive"
+        ))
+        .hint("restore it with --eager"));
+    }
     if !flags.skip_image_check {
         image::refuse_another(job, images).await?;
     }
@@ -80,6 +93,7 @@ pub async fn bring_back(
         name: &job.name,
         kept: images.kept(),
         checkpoint: images.directory(),
+        left: images.left(),
         settings: flags.settings()?,
     };
     let progress = Progress::start("Restoring", context.json);

@@ -23,6 +23,8 @@ pub struct Order<'a> {
     pub kept: &'a Path,
     /// The directory of its images: itself, or what it was unpacked to.
     pub checkpoint: &'a Path,
+    /// The list of its memory that was left in what it was unpacked from.
+    pub left: Option<&'a Path>,
     /// Settings that were said for this restore.
     pub settings: BTreeMap<String, String>,
 }
@@ -43,6 +45,7 @@ impl Order<'_> {
         let pending = Pending {
             checkpoint: self.checkpoint.to_owned(),
             unpacked_from: self.unpacked_from(),
+            left: self.left.map(Path::to_owned),
             asker,
             settings: self.settings.clone(),
         };

@@ -13,10 +13,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use oci_bundles::archive::Contents;
 use thiserror::Error;
 
 use super::extents::{Extent, Extents};
-use super::source::{PagesFile, Source};
+use super::source::{PagesFile, PagesInArchive, Source};
 use crate::criu::file::{open_regular, read_regular};
 use crate::criu::images::{COMMON_MAGIC, PSTREE_MAGIC, number, record, word};
 
@@ -75,15 +76,17 @@ pub(super) struct Memory {
     pub(super) pid: i32,
     /// What is to come.
     pub(super) missing: Extents,
-    /// The file it comes from. Clients remove the images as soon as the restore has returned; an open file stays.
+    /// The file it comes from, or would if it had been taken out of its archive.
+    pub(super) file: PathBuf,
+    /// The same, open. Clients remove the images as soon as the restore has returned; an open file stays.
     pub(super) pages: Arc<dyn Source>,
 }
 
-/// Reads what can be restored late of all processes of a dump.
+/// Reads what can be restored late of all processes of a dump, of which files of pages may be left in an archive.
 ///
 /// # Errors
 /// [`Unsuitable`], by the first file for which it is so.
-pub(super) fn load(dir: &Path, page_size: u64) -> Result<Vec<Memory>, Unsuitable> {
+pub(super) fn load(dir: &Path, page_size: u64, left: Option<&Contents>) -> Result<Vec<Memory>, Unsuitable> {
     let reading = |path: &Path| {
         let path = path.to_owned();
         move |source| Unsuitable::Read { path, source }
@@ -109,15 +112,22 @@ pub(super) fn load(dir: &Path, page_size: u64) -> Result<Vec<Memory>, Unsuitable
             _ => return Err(Unsuitable::Malformed(path)),
         };
         let path = dir.join(format!("pages-{}.img", map.pages));
-        let pages = open_regular(&path).map_err(reading(&path))?;
-        let len = pages.metadata().map_err(reading(&path))?.len();
+        let (pages, len): (Arc<dyn Source>, u64) = match left.and_then(|left| left.at(&path)) {
+            Some(content) => (Arc::new(PagesInArchive(Arc::clone(content))), content.size()),
+            None => {
+                let pages = open_regular(&path).map_err(reading(&path))?;
+                let len = pages.metadata().map_err(reading(&path))?.len();
+                (Arc::new(PagesFile::new(pages, len)), len)
+            }
+        };
         if len < map.size {
             return Err(Unsuitable::Malformed(path));
         }
         memories.push(Memory {
             pid: *pid,
             missing: map.missing,
-            pages: Arc::new(PagesFile::new(pages, len)),
+            file: path,
+            pages,
         });
     }
     if memories.iter().all(|memory| memory.missing.is_empty()) {
@@ -318,16 +328,19 @@ mod tests {
         let one = map(&[&[(1, 0x1000), (5, 2), (4, 6)]]);
         let dir = dump(&[(1, 0, one.clone()), (5, 1, one)]);
         pages(&dir, 2 * PAGE - 1);
-        let short = load(dir.path(), PAGE).expect_err("a byte is missing");
+        let short = load(dir.path(), PAGE, None).expect_err("a byte is missing");
         assert!(short.to_string().contains("pages-7.img"), "{short}");
         pages(&dir, 2 * PAGE);
-        let memories = load(dir.path(), PAGE).expect("complete");
+        let memories = load(dir.path(), PAGE, None).expect("complete");
         assert_eq!(
             memories.iter().map(|memory| memory.pid).collect::<Vec<_>>(),
             [1, 5]
         );
         fs::remove_file(dir.path().join("pages-7.img")).expect("remove");
-        assert!(matches!(load(dir.path(), PAGE), Err(Unsuitable::Read { .. })));
+        assert!(matches!(
+            load(dir.path(), PAGE, None),
+            Err(Unsuitable::Read { .. })
+        ));
     }
 
     #[test]
@@ -335,12 +348,12 @@ mod tests {
         let large = || map(&[&[(1, 0x1000), (5, SHARED_MAX / PAGE + 1), (4, 6)]]);
         let dir = dump(&[(1, 0, large()), (5, 1, large())]);
         pages(&dir, SHARED_MAX + PAGE);
-        assert!(matches!(load(dir.path(), PAGE), Err(Unsuitable::Shared(_))));
+        assert!(matches!(load(dir.path(), PAGE, None), Err(Unsuitable::Shared(_))));
         let dir = dump(&[(1, 0, large()), (5, 0, large())]);
         pages(&dir, SHARED_MAX + PAGE);
-        assert!(load(dir.path(), PAGE).is_ok(), "they are not related");
+        assert!(load(dir.path(), PAGE, None).is_ok(), "they are not related");
         let dir = dump(&[(1, 0, map(&[&[(1, 0x1000), (5, 1), (4, PRESENT)]]))]);
         pages(&dir, PAGE);
-        assert!(matches!(load(dir.path(), PAGE), Err(Unsuitable::Nothing)));
+        assert!(matches!(load(dir.path(), PAGE, None), Err(Unsuitable::Nothing)));
     }
 }

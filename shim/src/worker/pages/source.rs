@@ -4,6 +4,9 @@ use std::fmt::Debug;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use oci_bundles::archive::Content;
 
 use super::extents::Extent;
 use super::uffd::{Mapped, Offered, Uffd};
@@ -15,6 +18,11 @@ pub(super) trait Source: Debug + Send + Sync {
     /// # Errors
     /// What the disk says; a file that is shorter than it was; an archive that is damaged.
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Makes ready what is in the kernel's cache of a piece that is given later. False if that is not done here.
+    fn warm(&self, _piece: Extent) -> bool {
+        false
+    }
 
     /// Gives a piece, by way of a buffer that has room for it if there is no other.
     ///
@@ -49,6 +57,11 @@ impl Source for PagesFile {
         self.file.read_exact_at(bytes, offset)
     }
 
+    fn warm(&self, piece: Extent) -> bool {
+        let mapped = self.mapped.as_ref();
+        mapped.is_some_and(|mapped| mapped.warm(piece.offset, piece.len))
+    }
+
     fn give(&self, uffd: &Uffd, piece: Extent, buffer: &mut [u8]) -> io::Result<Offered> {
         let taken = self
             .mapped
@@ -62,6 +75,22 @@ impl Source for PagesFile {
         let bytes = len.and_then(|len| buffer.get_mut(..len)).unwrap_or_default();
         self.read_at(bytes, piece.offset)?;
         Ok(uffd.copy(piece.start, bytes))
+    }
+}
+
+/// Pages in an archive, decompressed piece by piece.
+#[derive(Debug)]
+pub(super) struct PagesInArchive(pub(super) Arc<Content>);
+
+impl Source for PagesInArchive {
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0
+            .read_at(bytes, offset)
+            .map_err(|error| match error.raw_os_error() {
+                // It was open when all of it was there, and a disk has numbers for what it says.
+                None => io::Error::new(error.kind(), format!("the archive is damaged: {error}")),
+                Some(_) => error,
+            })
     }
 }
 
