@@ -19,6 +19,11 @@ pub(super) trait Source: Debug + Send + Sync {
     /// What the disk says; a file that is shorter than it was; an archive that is damaged.
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
 
+    /// Makes ready what is in the kernel's cache of a piece that is given later. False if that is not done here.
+    fn warm(&self, _piece: Extent) -> bool {
+        false
+    }
+
     /// Gives a piece, by way of a buffer that has room for it if there is no other.
     ///
     /// # Errors
@@ -50,6 +55,11 @@ impl PagesFile {
 impl Source for PagesFile {
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(bytes, offset)
+    }
+
+    fn warm(&self, piece: Extent) -> bool {
+        let mapped = self.mapped.as_ref();
+        mapped.is_some_and(|mapped| mapped.warm(piece.offset, piece.len))
     }
 
     fn give(&self, uffd: &Uffd, piece: Extent, buffer: &mut [u8]) -> io::Result<Offered> {
