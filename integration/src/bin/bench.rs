@@ -124,12 +124,13 @@ fn measure(args: &Args) -> Result<BTreeMap<&'static str, Line>> {
         memory,
         restore,
         restore_1g,
+        restore_1g_zstd,
         restore_4g,
         fill,
         registry,
         ps,
     ] = FIGURES;
-    let measures: [(&[Figure], Prepare); 14] = [
+    let measures: [(&[Figure], Prepare); 15] = [
         (&[run], || Ok(Box::new(Run))),
         (&[exec], || Ok(Box::new(Exec::prepare()?))),
         (&[rss, dirty, threads], || Ok(Box::new(ShimAtRest))),
@@ -143,6 +144,9 @@ fn measure(args: &Args) -> Result<BTreeMap<&'static str, Line>> {
         (&[restore], || Ok(Box::new(Restore::prepare(Size::Small)?))),
         (&[restore_1g], || {
             Ok(Box::new(Restore::prepare(Size::Large(1024))?))
+        }),
+        (&[restore_1g_zstd], || {
+            Ok(Box::new(Restore::prepare(Size::Archived(1024))?))
         }),
         (&[restore_4g], || {
             Ok(Box::new(Restore::prepare(Size::Grown(4096, 1024))?))
