@@ -246,3 +246,39 @@ fn what_cannot_be_read_anywhere_or_gives_too_much_is_unpacked() {
         "{refused:?}"
     );
 }
+
+/// We write no such entries; `tar --sparse` does.
+#[test]
+fn holes_of_a_sparse_file_are_zero() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = memory(3 * PAGE);
+    let mut entry = Entry::new("checkpoint/pages-1.img".into(), Kind::File, 0o600);
+    entry.size = 2 * MIB as u64;
+    let span = |at: usize, len: usize| Span {
+        at: at as u64,
+        len: len as u64,
+    };
+    entry.parts = Some(vec![span(PAGE, PAGE), span(MIB, 2 * PAGE)]);
+    let mut tar = Writer::new(Vec::new());
+    tar.entry(&entry).expect("an entry");
+    tar.data(&data).expect("data");
+    let archive = dir.path().join("sparse.tar");
+    fs::write(&archive, tar.finish().expect("a tar")).expect("written");
+    let root = dir.path().join("root");
+    let left = unpack_without_memory(&archive, &root, &Limits::default(), &mut quiet).expect("unpacked");
+    let contents = left.open().expect("open");
+    let content = contents.at(&root.join("checkpoint/pages-1.img")).expect("left");
+    let mut expected = vec![0; 2 * MIB];
+    expected[PAGE..2 * PAGE].copy_from_slice(&data[..PAGE]);
+    expected[MIB..MIB + 2 * PAGE].copy_from_slice(&data[PAGE..]);
+    for (at, len) in [
+        (0, 2 * MIB),
+        (PAGE - 1, PAGE + 2),
+        (MIB + PAGE, 2 * PAGE),
+        (2 * MIB - 1, 1),
+    ] {
+        let mut read = vec![1; len];
+        content.read_at(&mut read, at as u64).expect("read");
+        assert!(read == expected[at..at + len], "{len} at {at}");
+    }
+}

@@ -41,7 +41,14 @@ fn rest(served: &Extents, size: u64) -> Vec<Span> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::ops::ControlFlow;
+    use std::sync::Arc;
+
+    use oci_bundles::archive::{Form, Limits, pack, unpack_without_memory};
+
     use super::super::extents::Extent;
+    use super::super::source::PagesInArchive;
     use super::*;
 
     #[test]
@@ -64,5 +71,55 @@ mod tests {
             assert_eq!(found, stretches, "{served:?}");
         }
         assert_eq!(rest(&Extents::default(), 0), []);
+    }
+
+    #[test]
+    fn criu_finds_what_it_reads_itself() {
+        let home = tempfile::tempdir().expect("a directory");
+        let (dump, archive, root) = (
+            home.path().join("dump"),
+            home.path().join("a.tar"),
+            home.path().join("root"),
+        );
+        fs::create_dir_all(dump.join("checkpoint")).expect("made");
+        let pages = vec![7; 2 << 20];
+        for name in ["pages-1.img", "pages-2.img", "pages-3.img"] {
+            fs::write(dump.join("checkpoint").join(name), &pages).expect("written");
+        }
+        let quiet = &mut |_| ControlFlow::Continue(());
+        let _packed = pack(&dump, &archive, Form::Tar, quiet).expect("packed");
+        let left = unpack_without_memory(&archive, &root, &Limits::default(), quiet).expect("unpacked");
+        let left = left.open().expect("open");
+        let place = |name: &str| root.join("checkpoint").join(name);
+        let memory = |name: &str| {
+            let mut missing = Extents::default();
+            assert!(missing.add(Extent {
+                start: 0,
+                len: 1 << 20,
+                offset: 4096
+            }));
+            Memory {
+                pid: 1,
+                missing,
+                file: place(name),
+                pages: Arc::new(PagesInArchive(Arc::clone(left.at(&place(name)).expect("left")))),
+            }
+        };
+        // The second one is shared memory, the third one of two processes.
+        let memories = [
+            memory("pages-1.img"),
+            memory("pages-3.img"),
+            memory("pages-3.img"),
+        ];
+        make_the_rest(&left, &memories).expect("made");
+        let mut first = pages.clone();
+        first[4096..4096 + (1 << 20)].fill(0);
+        for (name, wanted) in [
+            ("pages-1.img", &first),
+            ("pages-2.img", &pages),
+            ("pages-3.img", &pages),
+        ] {
+            assert!(fs::read(place(name)).expect("read") == *wanted, "{name}");
+        }
     }
 }

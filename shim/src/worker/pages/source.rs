@@ -121,6 +121,8 @@ mod tests {
             len: count * PAGE,
             offset: first * PAGE,
         };
+        assert!(pages.warm(piece(0, 4)));
+        assert!(!pages.warm(piece(3, 2)), "past its end");
         let buffer = &mut [0; 4 * PAGE as usize];
         let given = pages.give(&uffd, piece(0, 2), buffer).expect("given");
         assert_eq!(given, Offered::Taken(2 * PAGE));
