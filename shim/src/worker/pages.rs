@@ -3,7 +3,7 @@
 //! ```text
 //!  images -> what is missing, per process           (images, extents)
 //!  CRIU  --lazy-pages.socket--> a userfaultfd each   (restorer)
-//!  server: faults first, then rounds of the rest     (server, task, fillers, source, uffd; warming before there are any)
+//!  server: faults first, then rounds of the rest     (server, task, fillers, source, uffd)
 //!  shim  <--standard input-- a copy of each          (channel)
 //!  an archive --> what CRIU reads itself, as files   (left); the rest of it is a source of pages as files are
 //! ```
@@ -30,7 +30,6 @@ mod server;
 mod source;
 mod task;
 mod uffd;
-mod warming;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;

@@ -26,7 +26,7 @@ use super::uffd::{Offered, Uffd};
 pub(super) const PIECE: u64 = 512 * 1024;
 
 /// Pieces of a round: enough that waking the threads and waiting for the last costs little.
-pub(super) const PIECES_MAX: usize = 256;
+pub(super) const PIECES_MAX: usize = 64;
 
 /// More threads than that find the kernel's locks, and the memory, busy.
 const THREADS_MAX: usize = 8;

@@ -17,7 +17,6 @@ use super::images::Memory;
 use super::restorer::{Restorer, Said};
 use super::task::{CHUNK, Given, Task, TaskError};
 use super::uffd::Uffd;
-use super::warming::Warming;
 
 /// How long is waited when nobody can be given anything just now, in milliseconds: a process that is changing its memory
 /// needs microseconds, unless the scheduler keeps it from going on.
@@ -59,8 +58,6 @@ pub(super) struct Server {
     number: u64,
     buffer: Vec<u8>,
     fillers: Fillers,
-    /// Until there is something to give.
-    warming: Option<Warming>,
     page_size: u64,
     /// Bytes given.
     given: u64,
@@ -81,7 +78,6 @@ impl Server {
     pub(super) fn new(channel: Channel, memories: Vec<Memory>, restorer: Restorer, page_size: u64) -> Self {
         Self {
             channel,
-            warming: Some(Warming::start(&memories)),
             memories,
             restorer: Some(restorer),
             tasks: Vec::new(),
@@ -101,7 +97,6 @@ impl Server {
     /// Limits what is given unasked to so many bytes a second, unless that is zero.
     pub(super) fn limited_to(mut self, rate: u64) -> Self {
         self.rate = rate;
-        self.warming = self.warming.take().filter(|_| rate == 0);
         self
     }
 
@@ -218,7 +213,7 @@ impl Server {
                 Said::Nothing if !restorer.is_connected() => return Ok(()),
                 Said::Nothing => {}
                 Said::Process(pid, descriptor) => self.admit(pid, descriptor)?,
-                Said::Finished => (self.restorer, self.warming) = (None, None),
+                Said::Finished => self.restorer = None,
                 Said::Gone => return Err(ServeError::GivenUp),
             }
         }

@@ -19,11 +19,6 @@ pub(super) trait Source: Debug + Send + Sync {
     /// What the disk says; a file that is shorter than it was; an archive that is damaged.
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
 
-    /// Makes ready what is in the kernel's cache of a piece that is given later. False if that is not done here.
-    fn warm(&self, _piece: Extent) -> bool {
-        false
-    }
-
     /// Gives a piece, by way of a buffer that has room for it if there is no other.
     ///
     /// # Errors
@@ -55,11 +50,6 @@ impl PagesFile {
 impl Source for PagesFile {
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(bytes, offset)
-    }
-
-    fn warm(&self, piece: Extent) -> bool {
-        let mapped = self.mapped.as_ref();
-        mapped.is_some_and(|mapped| mapped.warm(piece.offset, piece.len))
     }
 
     fn give(&self, uffd: &Uffd, piece: Extent, buffer: &mut [u8]) -> io::Result<Offered> {
@@ -121,8 +111,6 @@ mod tests {
             len: count * PAGE,
             offset: first * PAGE,
         };
-        assert!(pages.warm(piece(0, 4)));
-        assert!(!pages.warm(piece(3, 2)), "past its end");
         let buffer = &mut [0; 4 * PAGE as usize];
         let given = pages.give(&uffd, piece(0, 2), buffer).expect("given");
         assert_eq!(given, Offered::Taken(2 * PAGE));

@@ -156,7 +156,7 @@ impl Uffd {
     pub(super) fn copy_mapped(&self, at: u64, mapped: &Mapped, offset: u64, len: u64) -> Option<Offered> {
         let mut copy = UffdioCopy {
             dst: at,
-            src: mapped.at(offset, len)?,
+            src: mapped.ready(offset, len)?,
             len,
             mode: 0,
             copy: 0,
@@ -217,9 +217,6 @@ impl Uffd {
     }
 }
 
-/// No processor that Linux runs on has smaller pages.
-const PAGE_SIZE_MIN: usize = 4096;
-
 /// A file, mapped for the kernel to copy from. Nobody else looks into the mapping: files may be cut under it.
 #[derive(Debug)]
 pub(super) struct Mapped {
@@ -246,38 +243,16 @@ impl Mapped {
         }
     }
 
-    /// Where these bytes are mapped. The kernel maps page by page what nobody has brought in: that is a tenth of what it takes to give
-    /// them, and asking for it all at once just before takes as long.
-    fn at(&self, offset: u64, len: u64) -> Option<u64> {
+    /// Where these bytes are mapped, brought in all at once: page by page it takes longer. None if they cannot be had, or
+    /// nobody can tell (before Linux 5.14).
+    fn ready(&self, offset: u64, len: u64) -> Option<u64> {
         let (offset, len) = (usize::try_from(offset).ok()?, usize::try_from(len).ok()?);
         let fits = offset.checked_add(len)? <= self.len;
-        fits.then_some((self.start + offset) as u64)
-    }
-
-    /// Brings bytes in that the kernel has in its cache: no disk is asked. False if that cannot be done (before Linux 5.14).
-    pub(super) fn warm(&self, offset: u64, len: u64) -> bool {
-        let Some(start) = self.at(offset, len) else {
-            return false;
-        };
-        let (Ok(start), Ok(len)) = (usize::try_from(start), usize::try_from(len)) else {
-            return false;
-        };
+        let start = fits.then_some(self.start + offset)?;
         let pages = std::ptr::with_exposed_provenance_mut(start);
-        let mut cached = vec![0_u8; len.div_ceil(PAGE_SIZE_MIN)];
-        // SAFETY: within the mapping; a byte is written for each of its pages, which are no smaller than was taken for the vector.
-        let done = unsafe { libc::mincore(pages, len, cached.as_mut_ptr()) };
-        let is_cached = |page: &u8| page & 1 == 1;
-        let page_size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
-            .ok()
-            .flatten();
-        let count = page_size
-            .and_then(|size| usize::try_from(size).ok())
-            .map_or(0, |size| len.div_ceil(size));
-        if done != 0 || !cached.iter().take(count).all(is_cached) {
-            return done == 0;
-        }
         // SAFETY: within the mapping, whose contents this does not change.
-        unsafe { libc::madvise(pages, len, libc::MADV_POPULATE_READ) == 0 }
+        let done = unsafe { libc::madvise(pages, len, libc::MADV_POPULATE_READ) };
+        (done == 0).then_some(start as u64)
     }
 }
 
