@@ -38,8 +38,9 @@ pub const LISTENER_FD: std::os::fd::RawFd = 3;
 /// use our reply never comes back, and nobody else knows this process.
 const UNUSED_LIMIT: Duration = Duration::from_secs(60);
 
-/// What may block waits for a disk or a file system, each perhaps for another one.
-const BLOCKING_THREADS_MAX: usize = 4;
+/// What may block waits for a disk or a file system, each perhaps for another one: what hangs at one of them, and is waited for no more, must not
+/// keep all. Each is there only as long as it has something to do.
+const BLOCKING_THREADS_MAX: usize = 16;
 
 /// How long a thread for what may block (unmounting) is kept after its work: long enough for a pod that is removed.
 const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(1);

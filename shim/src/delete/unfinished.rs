@@ -1,6 +1,7 @@
 //! The dump that a shim was making when it was killed.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use oci_bundles::layout::Shape;
@@ -14,13 +15,19 @@ use crate::dump::{in_memory, mark};
 /// digests of much memory take longer; if they do not do, `cedana` sweeps later.
 pub(super) fn settle(bundle: &Path) -> Vec<String> {
     // Images of which some are nowhere else are no dump; the bundle may stay, and they take memory.
-    drop(fs::remove_dir_all(in_memory::dir(bundle)));
+    let memory = in_memory::dir(bundle);
+    let mut told = match fs::remove_dir_all(&memory) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            vec![format!("remove {}: {error}", memory.display())]
+        }
+        _ => Vec::new(),
+    };
     let Some(dest) = mark::read(bundle) else {
-        return Vec::new();
+        return told;
     };
     let shapes = Shape::ALL.into_iter();
-    shapes
-        .filter_map(|shape| match Staged::of(&dest, shape).recover(Trust::Sizes) {
+    told.extend(
+        shapes.filter_map(|shape| match Staged::of(&dest, shape).recover(Trust::Sizes) {
             Ok(Found::Completed(place)) => Some(format!(
                 "a dump was under way that was complete: it is {}",
                 place.display()
@@ -31,6 +38,7 @@ pub(super) fn settle(bundle: &Path) -> Vec<String> {
             )),
             Ok(Found::Nothing | Found::InUse | Found::Removed) => None,
             Err(error) => Some(format!("clear away the dump to {}: {error}", dest.display())),
-        })
-        .collect()
+        }),
+    );
+    told
 }

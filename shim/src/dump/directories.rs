@@ -60,17 +60,18 @@ impl Dumping<'_> {
             self.kept = Some(self.keep().await);
             return work;
         }
-        let left = self.leave_memory().and(work);
-        // Without a target nothing was made, and what is there is another's.
-        let Some(target) = self.target.take() else {
-            mark::clear(&self.job.bundle);
-            return left;
+        let memory = self.leave_memory();
+        // Without a target nothing was made, and what is there is another's; or it is still being made, and the mark tells where.
+        let removed = match self.target.take() {
+            None => Ok(()),
+            Some(target) => {
+                let (staged, staging, images) = self.places();
+                let remove = move || remove_made(&target, staged, &staging, &images);
+                let removed = beside_within(REMOVE_LIMIT, self.staging.root(), remove).await;
+                removed.inspect(|()| mark::clear(&self.job.bundle))
+            }
         };
-        let (staged, staging, images) = self.places();
-        let remove = move || remove_made(&target, staged, &staging, &images);
-        beside_within(REMOVE_LIMIT, self.staging.root(), remove).await?;
-        mark::clear(&self.job.bundle);
-        left
+        all_of([work, memory, removed])
     }
 
     /// Whether the dump is staged, where, and where it is to go.
@@ -145,6 +146,14 @@ impl Dumping<'_> {
         };
         beside_within(self.deadline, self.staging.root(), write).await
     }
+}
+
+/// What comes first of these is told to the client, the others in the log.
+fn all_of(results: [Result<(), DumpCause>; 3]) -> Result<(), DumpCause> {
+    let mut failures = results.into_iter().filter_map(Result::err);
+    let first = failures.next();
+    failures.for_each(|error| tracing::warn!(%error, "what a failed dump has left stays"));
+    first.map_or(Ok(()), Err)
 }
 
 /// Removes what was made for a dump, as long as nobody else has the place.

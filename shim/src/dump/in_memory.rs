@@ -9,15 +9,18 @@
 //! always, and goes with its container, whoever clears up.
 //!
 //! Directly on the disk all the same: what is not staged, what may be much ([`super::room`]), what CRIU ends without asking, and what has
-//! no freezer.
+//! no freezer. Where that shows only when the fifos are made, links lead to them from where CRIU writes then.
 //!
-//! Invariant: an inventory on the disk says that all other images are there, and all pages.
+//! Invariant: an inventory on the disk says that all other images are there, and all pages, or that these are with the worker, which packs them.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, FileType, OpenOptions};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -48,6 +51,8 @@ pub(super) struct InMemory {
     dir: PathBuf,
     /// So many of them are fifos.
     fifos: u32,
+    /// Only they are there, and links to them where the dump is staged.
+    linked: bool,
     /// What they were expected to be.
     expected: Expected,
 }
@@ -61,8 +66,8 @@ impl Dumping<'_> {
     /// CRIU's image directory.
     pub(super) fn criu_images(&self) -> PathBuf {
         match &self.in_memory {
-            Some(in_memory) => in_memory.dir.clone(),
-            None => self.staging.images(),
+            Some(in_memory) if !in_memory.linked => in_memory.dir.clone(),
+            _ => self.staging.images(),
         }
     }
 
@@ -83,19 +88,27 @@ impl Dumping<'_> {
     }
 
     /// Has the images written into memory, if they fit and CRIU asks before it ends the container.
-    pub(super) fn take_memory(&mut self, expected: &Expected, fifos: u32) -> Result<(), DumpCause> {
+    pub(super) fn take_memory(&mut self, expected: &Expected, fifos: u32) {
         let asks = !self.exits() || loopback::script().is_ok();
         if !asks || !has_room(&self.job.bundle, expected.bytes(fifos)) {
             tracing::debug!(id = self.job.id, ?expected, "the images go directly to the disk");
-            return Ok(());
+            return;
         }
         let dir = dir(&self.job.bundle);
-        remove_tree(&dir)?;
-        let made = DirBuilder::new().mode(MODE).create(&dir);
-        made.map_err(DumpCause::files("make", &dir))?;
-        let expected = *expected;
-        self.in_memory = Some(InMemory { dir, fifos, expected });
-        Ok(())
+        let made = remove_tree(&dir).and_then(|()| {
+            let made = DirBuilder::new().mode(MODE).create(&dir);
+            made.map_err(DumpCause::files("make", &dir))
+        });
+        if let Err(error) = made {
+            tracing::warn!(id = self.job.id, %error, "the images go directly to the disk");
+            return;
+        }
+        self.in_memory = Some(InMemory {
+            dir,
+            fifos,
+            linked: false,
+            expected: *expected,
+        });
     }
 
     /// Looks again, now that nothing grows any more, if it did.
@@ -104,15 +117,29 @@ impl Dumping<'_> {
             Some(in_memory) if self.froze => (in_memory.fifos, in_memory.expected),
             _ => return Ok(()),
         };
-        let expected = self.expect(Some(before)).await;
-        if expected.is_some_and(|expected| has_room(&self.job.bundle, expected.bytes(fifos))) {
+        let why = match self.expect(Some(before)).await {
+            Some(expected) if has_room(&self.job.bundle, expected.bytes(fifos)) => return Ok(()),
+            Some(_) => "it has grown",
+            None => "it cannot be looked through in time",
+        };
+        tracing::warn!(id = self.job.id, why, "the images go directly to the disk");
+        self.link_fifos().await
+    }
+
+    /// Has CRIU write to the disk, and its pages to the worker all the same: without that a container would stand until the disk had them.
+    pub(super) async fn link_fifos(&mut self) -> Result<(), DumpCause> {
+        let Some(in_memory) = &mut self.in_memory else {
             return Ok(());
-        }
-        tracing::warn!(
-            id = self.job.id,
-            "the container has grown: its images go directly to the disk"
-        );
-        self.go_to_disk().await
+        };
+        in_memory.linked = true;
+        let (fifos, images) = (in_memory.dir.clone(), self.staging.images());
+        let link = move || {
+            names(&fifos)?.into_iter().try_for_each(|name| {
+                let at = images.join(&name);
+                symlink(fifos.join(&name), &at).map_err(DumpCause::files("make", &at))
+            })
+        };
+        beside_within(self.time_at_disk(), self.staging.root(), link).await
     }
 
     /// Has CRIU write to the disk, its pages too: those of a worker's fifos that it has not opened.
@@ -142,22 +169,65 @@ impl Dumping<'_> {
         let Some(in_memory) = &self.in_memory else {
             return Ok(());
         };
-        let (from, to) = (in_memory.dir.clone(), self.staging.images());
+        let (from, to, linked) = (in_memory.dir.clone(), self.staging.images(), in_memory.linked);
         self.job.progress.are_in(&to);
-        beside(self.staging.root(), move || copy_all(&from, &to)).await?;
+        // Nobody waits for it any more when this is dropped, and the next dump has its images at the same place.
+        let given_up = GivenUp::default();
+        let is_given_up = Arc::clone(&given_up.0);
+        let bring = move || match linked {
+            true => unlink_all(&to),
+            false => copy_all(&from, &to, &is_given_up),
+        };
+        beside(self.staging.root(), bring).await?;
         self.leave_memory()
     }
 }
 
+/// Says, when it is dropped, that what was begun is not to be gone on with.
+#[derive(Default)]
+struct GivenUp(Arc<AtomicBool>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What is in a directory.
+fn names(dir: &Path) -> Result<Vec<OsString>, DumpCause> {
+    let names = fs::read_dir(dir).and_then(|entries| {
+        let names = entries.map(|entry| Ok(entry?.file_name()));
+        names.collect::<io::Result<Vec<_>>>()
+    });
+    names.map_err(DumpCause::files("list", dir))
+}
+
+fn kind(path: &Path) -> Result<FileType, DumpCause> {
+    let metadata = fs::symlink_metadata(path);
+    Ok(metadata.map_err(DumpCause::files("look at", path))?.file_type())
+}
+
+/// The links to fifos that nobody has used: a file of pages has taken the place of every other.
+fn unlink_all(images: &Path) -> Result<(), DumpCause> {
+    for path in names(images)?.iter().map(|name| images.join(name)) {
+        if kind(&path)?.is_symlink() {
+            fs::remove_file(&path).map_err(DumpCause::files("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
 /// The inventory comes last. Fifos stay.
-fn copy_all(from: &Path, to: &Path) -> Result<(), DumpCause> {
-    let listed = fs::read_dir(from).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
-    let mut entries = listed.map_err(DumpCause::files("list", from))?;
-    entries.sort_by_key(|entry| entry.file_name() == INVENTORY);
-    for entry in entries {
-        let target = to.join(entry.file_name());
-        if entry.file_type().is_ok_and(|kind| kind.is_file()) {
-            copy(&entry.path(), &target).map_err(DumpCause::files("write", &target))?;
+fn copy_all(from: &Path, to: &Path, is_given_up: &AtomicBool) -> Result<(), DumpCause> {
+    let mut names = names(from)?;
+    names.sort_by_key(|name| name == INVENTORY);
+    for name in names {
+        let (path, target) = (from.join(&name), to.join(&name));
+        if is_given_up.load(Ordering::Relaxed) {
+            return Err(DumpCause::Cancelled);
+        }
+        if kind(&path)?.is_file() {
+            copy(&path, &target).map_err(DumpCause::files("write", &target))?;
         }
     }
     Ok(())
@@ -226,7 +296,8 @@ mod tests {
             .expect("its owner's alone");
         drop(file("empty.img"));
         mkfifo(&from.path().join("pages-1.img"), Mode::S_IRWXU).expect("a fifo");
-        copy_all(from.path(), to.path()).expect("copied");
+        let goes_on = AtomicBool::new(false);
+        copy_all(from.path(), to.path(), &goes_on).expect("copied");
         let mut names: Vec<_> = fs::read_dir(to.path())
             .expect("listed")
             .flatten()
@@ -242,7 +313,27 @@ mod tests {
         assert_eq!(copied.mode() & 0o777, 0o600);
         assert!(copied.blocks() * 512 <= 1 << 20, "holes take no room");
         // Again, as after a failure half way.
-        copy_all(from.path(), to.path()).expect("copied");
+        copy_all(from.path(), to.path(), &goes_on).expect("copied");
+        assert!(
+            copy_all(from.path(), to.path(), &AtomicBool::new(true)).is_err(),
+            "nobody wants it any more"
+        );
+    }
+
+    #[test]
+    fn links_go_and_what_took_their_places_stays() {
+        let (fifos, images) = (
+            tempfile::tempdir().expect("a directory"),
+            tempfile::tempdir().expect("a directory"),
+        );
+        fs::write(images.path().join("pages-1.img"), "pages").expect("written");
+        symlink(
+            fifos.path().join("pages-2.img"),
+            images.path().join("pages-2.img"),
+        )
+        .expect("a link");
+        unlink_all(images.path()).expect("removed");
+        assert_eq!(names(images.path()).expect("listed"), ["pages-1.img"]);
     }
 
     #[test]
@@ -256,7 +347,7 @@ mod tests {
         }
         // In the way of an image.
         fs::create_dir(to.path().join("pstree.img")).expect("made");
-        assert!(copy_all(from.path(), to.path()).is_err());
+        assert!(copy_all(from.path(), to.path(), &AtomicBool::new(false)).is_err());
         assert!(!to.path().join("inventory.img").exists());
     }
 }

@@ -10,7 +10,7 @@ use oci_bundles::podman::{BYTES_MAX, Known, config_dump, root_alone, spec_dump};
 use oci_bundles::spec::CONFIG_FILE;
 use serde_json::Value;
 
-use super::beside::beside_within;
+use super::beside::{beside, beside_within};
 use super::{DumpCause, Dumping};
 use crate::criu::file::read_regular;
 
@@ -48,7 +48,10 @@ impl Dumping<'_> {
                 fs::write(&path, text).map_err(DumpCause::files("write", &path))
             })
         };
-        beside_within(self.time_at_disk(), self.staging.root(), write).await
+        match self.job.was_paused {
+            true => beside_within(self.time_at_disk(), self.staging.root(), write).await,
+            false => beside(self.staging.root(), write).await,
+        }
     }
 }
 

@@ -40,6 +40,9 @@ const LISTED_BYTES: u64 = 1024;
 /// Fifos for segments of shared memory that come meanwhile, or that nobody sees: they cost a descriptor each.
 const FIFOS_SPARE: usize = 16;
 
+/// A memory file system that can take fewer files than this is left alone: a dump makes some tens, and a few for each process.
+const FILES_FREE_MIN: u64 = 16 << 10;
+
 /// Descriptors and mappings that are looked at, in all processes: at a microsecond or two each, while the container may stand.
 const LOOKED_AT_MAX: usize = 16 << 10;
 
@@ -123,7 +126,11 @@ pub(super) fn has_room(dir: &Path, bytes: u64) -> bool {
         0 => u64::MAX,
         _ => system.blocks_available().saturating_mul(block),
     };
-    system.filesystem_type() == TMPFS_MAGIC && fits(bytes, free.min(available_memory().unwrap_or(0)))
+    // A file system without a limit for files says that it has none at all.
+    let has_files = system.files() == 0 || system.files_free() >= FILES_FREE_MIN;
+    system.filesystem_type() == TMPFS_MAGIC
+        && has_files
+        && fits(bytes, free.min(available_memory().unwrap_or(0)))
 }
 
 fn fits(bytes: u64, free: u64) -> bool {

@@ -261,7 +261,7 @@ impl<'j> Dumping<'j> {
         }
         let version = criu.version;
         if self.exits() && self.hold.is_none() && self.in_memory.is_some() {
-            self.go_to_disk().await?;
+            self.link_fifos().await?;
         }
         let request = Request {
             bundle: &self.job.bundle,
