@@ -121,6 +121,11 @@ impl Counter {
     /// # Errors
     /// It stands still, or counts from somewhere else.
     pub fn goes_on(&self) -> Result<()> {
+        // One that was restored from an earlier count may not have written yet: the last number is of its former life then.
+        let before = self.seen()?;
+        eventually("a new number", COUNTS_WITHIN, || {
+            !self.numbers(before.bytes).is_empty()
+        })?;
         let now = self.seen()?;
         self.continues(now, now)
     }
