@@ -24,6 +24,7 @@ pub mod make;
 
 pub(crate) mod attributes;
 mod overlay;
+mod remove;
 
 /// What a tree of files is, which decides what names and attributes mean in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

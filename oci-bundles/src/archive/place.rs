@@ -21,6 +21,8 @@ pub struct Place {
     top: OwnedFd,
     /// The directory that something was last made in: mostly the next goes there too.
     last: Option<(PathBuf, OwnedFd)>,
+    /// Directories made so far.
+    dirs_made: u64,
 }
 
 impl Place {
@@ -30,7 +32,13 @@ impl Place {
         Ok(Self {
             top: nix::fcntl::open(path, flags, Mode::empty())?,
             last: None,
+            dirs_made: 0,
         })
+    }
+
+    /// How many directories were made, those above what was asked for among them.
+    pub fn dirs_made(&self) -> u64 {
+        self.dirs_made
     }
 
     /// A new file for writing; with its mode, whatever the umask.
@@ -136,7 +144,7 @@ impl Place {
         self.last.as_ref().map(|(_, fd)| fd).ok_or(Errno::ENOENT)
     }
 
-    fn open_or_make(&self, path: &Path) -> nix::Result<OwnedFd> {
+    fn open_or_make(&mut self, path: &Path) -> nix::Result<OwnedFd> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_PATH | OFlag::O_CLOEXEC;
         match openat2(&self.top, path, how(flags)) {
             Err(Errno::ENOENT) => {}
@@ -146,7 +154,8 @@ impl Place {
         for part in path.iter() {
             let at = dir.as_ref().unwrap_or(&self.top);
             match mkdirat(at, part, Mode::S_IRWXU) {
-                Ok(()) | Err(Errno::EEXIST) => {}
+                Ok(()) => self.dirs_made += 1,
+                Err(Errno::EEXIST) => {}
                 Err(error) => return Err(error),
             }
             dir = Some(openat2(at, part, how(flags))?);
@@ -155,7 +164,8 @@ impl Place {
     }
 }
 
-fn how(flags: OFlag) -> OpenHow {
+/// How something is opened from a directory: beneath it, and through neither symlinks nor mounts.
+pub fn how(flags: OFlag) -> OpenHow {
     OpenHow::new().flags(flags).resolve(
         ResolveFlag::RESOLVE_BENEATH
             | ResolveFlag::RESOLVE_NO_SYMLINKS

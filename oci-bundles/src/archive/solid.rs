@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 /// The stretch of zeros, in bytes, that becomes a hole instead of data: a page, and a file system's block.
-const HOLE_BYTES: usize = 4096;
+pub const HOLE_BYTES: usize = 4096;
 
 /// There is nothing but zeros in it.
 pub fn is_zero(bytes: &[u8]) -> bool {

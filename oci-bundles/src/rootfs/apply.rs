@@ -1,5 +1,6 @@
 //! A diff to an upper directory.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -18,11 +19,12 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, symlinkat, unlinkat};
 use super::Tree;
 use super::attributes;
 use super::overlay::{Meaning, OPAQUE_XATTR, meaning, travels};
+use super::remove::remove_at;
 use crate::archive::entry::{Entry, Kind, Span};
 use crate::archive::limits::Limits;
 use crate::archive::place::Place;
 use crate::archive::reader::{ReadError, Reader};
-use crate::archive::solid::write_solid;
+use crate::archive::solid::{HOLE_BYTES, write_solid};
 use crate::archive::{ArchiveError, OnProgress, Progress, Step, tell};
 
 /// Bytes of a file that are read and written at once.
@@ -95,6 +97,20 @@ pub fn apply_to(
     allowed: &Allowed<'_>,
     on_progress: &mut OnProgress<'_>,
 ) -> Result<Applied, ArchiveError> {
+    apply_of(None, tree, diff, name, upper, allowed, on_progress)
+}
+
+/// The same of a diff that is unpacked meanwhile. `packed` is how many bytes that has read so far: what they make of themselves
+/// is weighed.
+pub(super) fn apply_of(
+    packed: Option<&Cell<u64>>,
+    tree: Tree,
+    diff: impl Read,
+    name: &Path,
+    upper: &Path,
+    allowed: &Allowed<'_>,
+    on_progress: &mut OnProgress<'_>,
+) -> Result<Applied, ArchiveError> {
     let place = Place::open(upper).map_err(|error| ArchiveError::storage("open", upper, error))?;
     let mut applying = Applying {
         tree,
@@ -104,25 +120,19 @@ pub fn apply_to(
         reader: Reader::new(diff),
         dirs: Vec::new(),
         files: HashSet::new(),
+        limits: &allowed.limits,
+        packed,
+        not_dirs: 0,
+        bytes_solid: 0,
         applied: Applied::default(),
         buffer: vec![0; DATA_BYTES],
     };
     while let Some(entry) = applying.next_entry()? {
-        applying.count(&entry, &allowed.limits)?;
+        applying.count(&entry)?;
         applying.one(entry, allowed, on_progress)?;
     }
     applying.finish_dirs()?;
     Ok(applying.applied)
-}
-
-/// Removes what has this name in a directory, with all that is below it.
-pub(super) fn remove_at(dir: &OwnedFd, name: &Path) -> io::Result<()> {
-    // The directory is ours by its descriptor, and its last part is not followed.
-    let at = attributes::path_of(dir).join(name);
-    match std::fs::symlink_metadata(&at)?.is_dir() {
-        true => std::fs::remove_dir_all(&at),
-        false => std::fs::remove_file(&at),
-    }
 }
 
 struct Applying<'a, R> {
@@ -135,6 +145,13 @@ struct Applying<'a, R> {
     dirs: Vec<Entry>,
     /// Files made so far: what a hard link may name.
     files: HashSet<PathBuf>,
+    limits: &'a Limits,
+    /// Bytes that all came out of, where they were packed.
+    packed: Option<&'a Cell<u64>>,
+    /// Entries that are no directories.
+    not_dirs: u64,
+    /// Bytes of data on the disk.
+    bytes_solid: u64,
     applied: Applied,
     buffer: Vec<u8>,
 }
@@ -144,17 +161,41 @@ impl<R: Read> Applying<'_, R> {
         self.reader.next_entry().map_err(|error| error.of(self.name))
     }
 
-    fn count(&mut self, entry: &Entry, limits: &Limits) -> Result<(), ArchiveError> {
+    fn count(&mut self, entry: &Entry) -> Result<(), ArchiveError> {
         self.applied.entries += 1;
+        self.not_dirs += u64::from(entry.kind != Kind::Directory);
         self.applied.bytes = self.applied.bytes.saturating_add(entry.size);
-        let (what, limit) = if self.applied.entries > limits.entries_max {
-            ("entries", limits.entries_max)
-        } else if self.applied.bytes > limits.bytes_max {
-            ("bytes", limits.bytes_max)
+        let (what, limit) = if self.applied.entries.max(self.inodes()) > self.limits.entries_max {
+            ("entries", self.limits.entries_max)
+        } else if self.applied.bytes > self.limits.bytes_max {
+            ("bytes", self.limits.bytes_max)
         } else {
-            return Ok(());
+            return self.weigh(0);
         };
         Err(ReadError::TooLarge { what, limit }.of(self.name))
+    }
+
+    /// The most that was made: one name can have a hundred directories above it, of which no entry speaks.
+    fn inodes(&self) -> u64 {
+        self.not_dirs.saturating_add(self.place.dirs_made())
+    }
+
+    /// Weighs what is on the disk with `solid` bytes more: whole blocks, and one for each inode.
+    fn weigh(&mut self, solid: u64) -> Result<(), ArchiveError> {
+        let Some(packed) = self.packed else {
+            return Ok(());
+        };
+        let block = HOLE_BYTES as u64;
+        self.bytes_solid = self.bytes_solid.saturating_add(solid.next_multiple_of(block));
+        let weight = self
+            .bytes_solid
+            .saturating_add(self.inodes().saturating_mul(block));
+        let limit = self.limits.ratio_max;
+        if weight > packed.get().saturating_mul(limit).max(self.limits.ratio_from) {
+            let what = "times its own size";
+            return Err(ReadError::TooLarge { what, limit }.of(self.name));
+        }
+        Ok(())
     }
 
     fn one(
@@ -255,8 +296,9 @@ impl<R: Read> Applying<'_, R> {
             }
             let data = self.buffer.get(..count).unwrap_or_default();
             let written = write_solid(file, data, at);
-            let _bytes =
+            let solid =
                 written.map_err(|error| ArchiveError::storage("write", &self.upper.join(path), error))?;
+            self.weigh(solid)?;
             at += count as u64;
             let progress = Progress {
                 step: Step::Unpack,
@@ -342,13 +384,14 @@ impl<R: Read> Applying<'_, R> {
 
     /// Removes whatever is at a path, with all that is below it.
     fn remove(&mut self, path: &Path) -> Result<(), ArchiveError> {
-        let result = self
-            .place
-            .split(path)
-            .map_err(io::Error::from)
-            .and_then(|(dir, name)| remove_at(dir, name));
-        match result {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed(path, error)),
+        let (dir, name) = match self.place.split(path) {
+            Ok(there) => there,
+            Err(error) => return Err(self.failed(path, error)),
+        };
+        match remove_at(dir, name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(ArchiveError::storage("remove", &self.upper.join(path), error))
+            }
             _ => Ok(()),
         }
     }
@@ -399,9 +442,8 @@ impl<R: Read> Applying<'_, R> {
         let error = error.into();
         let refused = |why| ReadError::refused(path, why).of(self.name);
         match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV) => {
-                refused("it goes through what is no directory")
-            }
+            Some(Errno::ENOTDIR | Errno::ELOOP) => refused("it goes through what is no directory"),
+            Some(Errno::EXDEV) => refused("something is mounted there or on its way"),
             Some(Errno::EISDIR) => refused("there is a directory in its place"),
             Some(Errno::ENAMETOOLONG) => refused("its name is too long"),
             _ => ArchiveError::storage("create", &self.upper.join(path), error),

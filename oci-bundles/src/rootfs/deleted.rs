@@ -3,12 +3,14 @@
 //! The list is foreign input, and goes to a root file system of a foreign image: no symlink is followed and no mount crossed, so
 //! nothing outside is removed.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use serde::de::{DeserializeSeed, Deserializer, Error, SeqAccess, Visitor};
 
-use super::apply::remove_at;
+use super::remove::{mounted, remove_at};
 use crate::archive::entry::plain_path;
 use crate::archive::place::Place;
 use crate::archive::reader::ReadError;
@@ -22,13 +24,20 @@ pub const BYTES_MAX: u64 = 64 << 20;
 /// # Errors
 /// It is no list of paths, one of them leads elsewhere, or it has too many.
 pub fn parse(text: &[u8], name: &Path) -> Result<Vec<PathBuf>, ArchiveError> {
-    let listed: Option<Vec<PathBuf>> = serde_json::from_slice(text)
-        .map_err(|error| ReadError::Damaged(format!("no list of paths: {error}")).of(name))?;
-    let listed = listed.unwrap_or_default();
+    let mut listed = Vec::new();
     let limit = Limits::default().entries_max;
-    if listed.len() as u64 > limit {
+    let into = Listed {
+        paths: &mut listed,
+        limit,
+    };
+    let mut json = serde_json::Deserializer::from_slice(text);
+    if let Err(error) = into.deserialize(&mut json).and_then(|()| json.end()) {
         let what = "deleted files";
-        return Err(ReadError::TooLarge { what, limit }.of(name));
+        let error = match listed.len() as u64 > limit {
+            true => ReadError::TooLarge { what, limit },
+            false => ReadError::Damaged(format!("no list of paths: {error}")),
+        };
+        return Err(error.of(name));
     }
     let relative = |path: PathBuf| {
         // Podman writes them with the slash of the root.
@@ -42,10 +51,47 @@ pub fn parse(text: &[u8], name: &Path) -> Result<Vec<PathBuf>, ArchiveError> {
     listed.into_iter().map(relative).collect()
 }
 
+/// Takes paths up to one more than the limit: a text can have so many that they would take nine times its own memory.
+struct Listed<'a> {
+    paths: &'a mut Vec<PathBuf>,
+    limit: u64,
+}
+
+impl<'de> DeserializeSeed<'de> for Listed<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Listed<'_> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a list")
+    }
+
+    // Go writes a list that was never made so.
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while let Some(path) = list.next_element()? {
+            self.paths.push(path);
+            if self.paths.len() as u64 > self.limit {
+                return Err(A::Error::custom("too many"));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Removes these paths, and what is below them, from a root file system that is mounted. What is not there is fine.
 ///
 /// # Errors
-/// A path goes through what is no directory, or what the disk says.
+/// A path goes through what is no directory, something is mounted there or on the way, or what the disk says.
 pub fn remove(root: &Path, paths: &[PathBuf]) -> Result<(), ArchiveError> {
     let place = Place::open(root).map_err(|error| ArchiveError::storage("open", root, error))?;
     paths.iter().try_for_each(|path| match remove_one(&place, path) {
@@ -58,7 +104,11 @@ pub fn remove(root: &Path, paths: &[PathBuf]) -> Result<(), ArchiveError> {
 
 fn remove_one(place: &Place, path: &Path) -> io::Result<()> {
     let name = path.file_name().ok_or(Errno::EISDIR)?;
-    let dir = place.look(path.parent().unwrap_or(Path::new("")))?;
+    let above = path.parent().unwrap_or(Path::new(""));
+    let dir = place.look(above).map_err(|errno| match errno {
+        Errno::EXDEV => mounted(above),
+        _ => errno.into(),
+    })?;
     remove_at(&dir, Path::new(name))
 }
 
@@ -100,6 +150,18 @@ mod tests {
         }
         let many = format!("[{}\"\"]", r#""/a","#.repeat(1 << 20));
         assert!(parsed(&many).expect_err("too many").contains("more than"));
+        // It is not read on from there, so what follows is of no account.
+        let cut = |count| format!("[{}no list", r#""/a","#.repeat(count));
+        assert!(
+            parsed(&cut((1 << 20) + 1))
+                .expect_err("too many")
+                .contains("more than")
+        );
+        assert!(
+            parsed(&cut(1 << 20))
+                .expect_err("damaged")
+                .contains("no list of paths")
+        );
     }
 
     #[test]

@@ -13,6 +13,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use super::Tree;
 use super::apply::{Allowed, Applied, Device, apply, apply_to};
 use super::attributes;
+use super::deleted;
 use super::foreign;
 use super::make::{Made, make};
 use crate::archive::entry::{Entry, Kind};
@@ -530,6 +531,33 @@ fn a_diff_is_bounded() {
 }
 
 #[test]
+fn directories_above_what_is_in_a_diff_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let entries = [file("a/b/c/d/e/first"), file("f/g/h/i/j/second"), file("third")];
+    for (entries_max, is_fine) in [(13, true), (12, false)] {
+        let upper = dir.path().join(entries_max.to_string());
+        fs::create_dir(&upper).unwrap();
+        let limits = Limits {
+            entries_max,
+            ..Limits::default()
+        };
+        let device = &|_| false;
+        let allowed = Allowed { limits, device };
+        let result = apply(
+            &diff(&entries)[..],
+            Path::new("diff"),
+            &upper,
+            &allowed,
+            &mut quiet,
+        );
+        match result {
+            Err(ArchiveError::TooLarge { what: "entries", .. }) => assert!(!is_fine),
+            other => assert!(is_fine && other.is_ok(), "{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn a_file_that_shrinks_fails_its_diff() {
     let dir = tempfile::tempdir().unwrap();
     let mut file = File::create(dir.path().join("f")).unwrap();
@@ -554,8 +582,124 @@ fn applied_foreign(diff: &[u8], dir: &Path, root: &Path) -> Result<Applied, Arch
     foreign::apply(File::open(&path).unwrap(), &path, root, &allowed, &mut quiet)
 }
 
+/// The same of a root file system in which something else is mounted, `outside`, at `root/dev/sub`, with a file in it.
+fn with_mount(test: impl FnOnce(&Path, &Path) + Send) {
+    on_tmpfs(|dir| {
+        let (root, outside) = (dir.join("root"), dir.join("outside"));
+        write(outside.join("kept"), "kept");
+        write(root.join("file"), "");
+        fs::create_dir_all(root.join("dev/sub")).unwrap();
+        let none: Option<&str> = None;
+        mount(
+            Some(&outside),
+            &root.join("dev/sub"),
+            none,
+            MsFlags::MS_BIND,
+            none,
+        )
+        .unwrap();
+        mount(
+            Some(&outside.join("kept")),
+            &root.join("file"),
+            none,
+            MsFlags::MS_BIND,
+            none,
+        )
+        .unwrap();
+        test(dir, &root);
+        assert_eq!(fs::read(outside.join("kept")).unwrap(), b"kept");
+    });
+}
+
+#[test]
+fn what_is_mounted_in_a_root_is_not_removed() {
+    if !is_root("what_is_mounted_in_a_root_is_not_removed") {
+        return;
+    }
+    with_mount(|_, root| {
+        for (path, at) in [
+            ("dev", "dev/sub"),
+            ("dev/sub", "sub"),
+            ("dev/sub/kept", "dev/sub"),
+            ("file", "file"),
+        ] {
+            let error = deleted::remove(root, &[path.into()]).unwrap_err().to_string();
+            let why = format!("{path}: something is mounted at {at}");
+            assert!(error.ends_with(&why), "{path}: {error}");
+        }
+    });
+    for (entries, why) in [
+        (vec![file(".wh.dev")], "something is mounted at dev/sub"),
+        (vec![file("dev/.wh.sub")], "something is mounted at sub"),
+        (vec![file("dev/.wh..wh..opq")], "something is mounted at sub"),
+        (vec![file("dev")], "something is mounted at dev/sub"),
+        (
+            vec![file("dev/sub/.wh.kept")],
+            "something is mounted there or on its way",
+        ),
+        (
+            vec![file("dev/sub/.wh..wh..opq")],
+            "something is mounted there or on its way",
+        ),
+        (vec![file("file")], "something is mounted at file"),
+    ] {
+        with_mount(|dir, root| {
+            let error = applied_foreign(&gzip(&diff(&entries)), dir, root)
+                .unwrap_err()
+                .to_string();
+            assert!(error.ends_with(why), "{entries:?}: {error}");
+        });
+    }
+}
+
+#[test]
+fn a_small_gzip_does_not_fill_the_disk() {
+    const FROM: u64 = 1 << 20;
+    let of = |name: &str, data: &[u8]| {
+        let mut entry = file(name);
+        entry.size = data.len() as u64;
+        let mut writer = Writer::new(Vec::new());
+        writer.entry(&entry).unwrap();
+        writer.data(data).unwrap();
+        gzip(&writer.finish().unwrap())
+    };
+    let names = |depth: usize| -> Vec<Entry> {
+        (0..300)
+            .map(|name| file(&format!("{name}/{}f", "d/".repeat(depth))))
+            .collect()
+    };
+    let mut hollow = of("f", &vec![7; 3 << 20]);
+    hollow.resize(1 << 20, 0);
+    for (what, packed, is_fine) in [
+        ("solid", of("f", &vec![7; 3 << 20]), false),
+        ("zeros", of("f", &vec![0; 3 << 20]), true),
+        ("little", of("f", &vec![7; 900 << 10]), true),
+        ("files", gzip(&diff(&names(0))), false),
+        ("directories", gzip(&diff(&names(100))), false),
+        ("zeros after it", hollow, false),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, root) = (dir.path().join("diff"), dir.path().join("root"));
+        fs::write(&path, &packed).unwrap();
+        fs::create_dir(&root).unwrap();
+        let limits = Limits {
+            ratio_from: FROM,
+            ..Limits::default()
+        };
+        let device = &|_| false;
+        let allowed = Allowed { limits, device };
+        match foreign::apply(File::open(&path).unwrap(), &path, &root, &allowed, &mut quiet) {
+            Err(ArchiveError::TooLarge {
+                what: "times its own size",
+                ..
+            }) => assert!(!is_fine, "{what}"),
+            other => assert!(is_fine && other.is_ok(), "{what}: {other:?}"),
+        }
+    }
+}
+
 fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     packed.write_all(bytes).unwrap();
     packed.finish().unwrap()
 }

@@ -51,7 +51,8 @@ fn apply(tar: &Path, order: &PutBackOrder, is_memory: bool) -> Result<Applied, S
         false => Limits::default(),
     };
     if into == Into::Share {
-        limits.bytes_max = free(to).map_err(|error| failed("look at", to, error))? / 2;
+        let free = Free::of(to).map_err(|error| failed("look at", to, error))?;
+        free.halve(&mut limits);
     }
     let allowed = Allowed {
         limits,
@@ -84,10 +85,29 @@ fn failed(action: &str, path: &Path, error: io::Error) -> String {
     format!("{action} {}: {error}", path.display())
 }
 
-/// Bytes that are free where a directory is.
-fn free(dir: &Path) -> io::Result<u64> {
-    let found = statvfs(dir)?;
-    Ok(found.blocks_available().saturating_mul(found.fragment_size()))
+/// What is free where a directory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Free {
+    bytes: u64,
+    /// None where the file system has no number of them, as btrfs, and a tmpfs with `nr_inodes=0`.
+    inodes: Option<u64>,
+}
+
+impl Free {
+    fn of(dir: &Path) -> io::Result<Self> {
+        let found = statvfs(dir)?;
+        Ok(Self {
+            bytes: found.blocks_available().saturating_mul(found.fragment_size()),
+            inodes: (found.files() > 0).then(|| found.files_available()),
+        })
+    }
+
+    /// Lets half of it be taken.
+    fn halve(self, limits: &mut Limits) {
+        limits.bytes_max = self.bytes / 2;
+        let inodes = self.inodes.map_or(u64::MAX, |inodes| inodes / 2);
+        limits.entries_max = limits.entries_max.min(inodes);
+    }
 }
 
 /// A regular file: whoever made the checkpoint may have put a fifo or a link there.
@@ -114,6 +134,8 @@ fn empty(dir: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
     use oci_bundles::rootfs::Tree;
     use oci_bundles::rootfs::make::make_of;
 
@@ -141,9 +163,18 @@ mod tests {
         }
     }
 
+    #[expect(clippy::print_stderr, reason = "a test that does not run says so")]
+    fn is_root(name: &str) -> bool {
+        let is_root = nix::unistd::geteuid().is_root();
+        if !is_root {
+            eprintln!("skipped {name}: no root");
+        }
+        is_root
+    }
+
     #[test]
     fn what_is_listed_goes_after_what_comes_and_memory_is_emptied() {
-        if !nix::unistd::geteuid().is_root() {
+        if !is_root("what_is_listed_goes_after_what_comes_and_memory_is_emptied") {
             return;
         }
         let dir = tempfile::tempdir().expect("a directory");
@@ -181,6 +212,61 @@ mod tests {
             );
             assert!(to.join("file").exists());
         }
-        assert!(free(&to).expect("told") > 0);
+    }
+
+    #[test]
+    fn half_of_what_is_free_may_be_taken_files_too() {
+        let most = Limits::of_memory().entries_max;
+        for (inodes, entries) in [
+            (Some(0), 0),
+            (Some(7), 3),
+            (Some(2 * most + 2), most),
+            (None, most),
+        ] {
+            let mut limits = Limits::of_memory();
+            Free { bytes: 9, inodes }.halve(&mut limits);
+            assert_eq!((limits.bytes_max, limits.entries_max), (4, entries));
+        }
+    }
+
+    /// Runs something that mounts, which nobody else sees.
+    fn alone<T: Send>(test: impl FnOnce() -> T + Send) -> T {
+        let mounting = || {
+            unshare(CloneFlags::CLONE_NEWNS).expect("mounts of its own");
+            let none: Option<&str> = None;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private");
+            test()
+        };
+        std::thread::scope(|scope| scope.spawn(mounting).join().expect("no panic"))
+    }
+
+    #[test]
+    fn a_share_of_few_inodes_is_not_used_up() {
+        if !is_root("a_share_of_few_inodes_is_not_used_up") {
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        let (from, tar) = (dir.path().join("from"), dir.path().join("tar"));
+        for few in ["a", "b", "c"] {
+            fs::create_dir_all(from.join(few)).expect("a directory");
+        }
+        fs::write(&tar, tar_of(&from)).expect("a file");
+        let put_into = |name: &str| {
+            let order = order(&dir.path().join(name), Into::Share);
+            let (to, tar) = (order.to.clone(), Some(tar.clone()));
+            alone(|| {
+                let options = Some("nr_inodes=41,size=1m");
+                mount(Some("test"), &to, Some("tmpfs"), MsFlags::empty(), options).expect("mounted");
+                assert_eq!(Free::of(&to).expect("told").inodes, Some(40));
+                put_back(PutBackOrder { tar, ..order })
+            })
+        };
+        assert!(put_into("few").is_ok());
+        for many in 0..30 {
+            fs::write(from.join(format!("a/{many}")), "").expect("a file");
+        }
+        fs::write(&tar, tar_of(&from)).expect("a file");
+        let said = put_into("many").expect_err("too many");
+        assert!(said.contains("more than 20 entries"), "{said}");
     }
 }
