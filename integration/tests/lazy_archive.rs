@@ -221,6 +221,30 @@ fn a_damaged_archive_is_found_out_and_ends_the_job() -> Result<()> {
 }
 
 #[test]
+fn an_archive_that_is_written_to_while_memory_is_in_it_ends_the_job() -> Result<()> {
+    need!(OurShim, "the shim's own service");
+    need!(Criu, "dumps");
+    let host = Host::with_image()?;
+    let cedana = Cedana::new();
+    for form in ["tar", "zstd"] {
+        let counter = holder(&host, &format!("written-{form}"), &SLOWLY)?;
+        let archive = dumped(&host, &cedana, &counter, form)?;
+        let _pid = cedana.restore(&[counter.id(), "--path", &archive.display().to_string()])?;
+        let file = fs::File::options().write(true).open(&archive)?;
+        file.write_all_at(&[0x55; 64], file.metadata()?.len() - 64)?;
+        let exit = host.api().wait(counter.id(), "")?;
+        assert_eq!(exit.exit_status, 137, "{form}");
+        let told = || {
+            let list = cedana.says(&["job", "inspect", counter.id()]).unwrap_or_default();
+            list.contains("read pages of process") && list.contains("the archive was changed")
+        };
+        eventually("the reason is kept", SOON, told)?;
+        counter.has_ended()?;
+    }
+    Ok(())
+}
+
+#[test]
 fn an_archive_that_was_replaced_on_the_way_is_not_taken() -> Result<()> {
     need!(OurShim, "the shim's own service");
     need!(Criu, "dumps");

@@ -79,6 +79,8 @@ pub use pack::{Packed, Part, pack};
 #[cfg(feature = "archive")]
 pub use partial::sweep;
 #[cfg(feature = "archive")]
+pub use tape::TapeError;
+#[cfg(feature = "archive")]
 pub use unpack::{Unpacked, read_file, read_files, unpack, unpack_without_memory, verify};
 
 /// How far packing or unpacking has come.

@@ -14,15 +14,26 @@ use nix::sys::stat::Mode;
 use super::ArchiveError;
 use super::entry::{Entry, Kind, Span};
 use super::place::Place;
-use super::reader::Reader;
+use super::reader::{ReadError, Reader};
 use super::solid::write_solid;
-use super::tape::Tape;
+use super::tape::{Tape, TapeError};
 
 /// Bytes that are read and written at once.
 const PIECE_BYTES: u64 = 1 << 20;
 
 /// More threads than that wait for the disk.
 const THREADS_MAX: usize = 16;
+
+/// On which side copying failed.
+#[derive(Debug, thiserror::Error)]
+enum CopyError {
+    /// The archive's.
+    #[error(transparent)]
+    Read(#[from] TapeError),
+    /// That of the file that is made.
+    #[error(transparent)]
+    Write(io::Error),
+}
 
 /// A file in an archive, read where it is.
 #[derive(Debug)]
@@ -35,13 +46,13 @@ pub struct Content {
 
 impl Content {
     /// The file of that name and size whose entry begins there; what is wrong if it does not.
-    pub(super) fn find(tape: &Arc<Tape>, path: &Path, size: u64, at: u64) -> Result<Self, String> {
+    pub(super) fn find(tape: &Arc<Tape>, path: &Path, size: u64, at: u64) -> Result<Self, ReadError> {
         let mut reader = Reader::new(tape.from(at));
-        let entry = reader.next_entry().map_err(|error| error.to_string())?;
+        let entry = reader.next_entry()?;
         let is_it = |entry: &Entry| entry.kind == Kind::File && entry.path == path && entry.size == size;
         let entry = entry
             .filter(is_it)
-            .ok_or_else(|| format!("{} is not where it was", path.display()))?;
+            .ok_or_else(|| ReadError::Damaged(format!("{} is not where it was", path.display())))?;
         let mut at = reader.input().at();
         let whole = vec![Span {
             at: 0,
@@ -68,11 +79,11 @@ impl Content {
     /// Fills `bytes` from there on.
     ///
     /// # Errors
-    /// What the disk says; the archive is damaged there, or cut; the file ends before.
-    pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    /// [`TapeError`]; so is what is past its end.
+    pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<(), TapeError> {
         let end = offset.checked_add(bytes.len() as u64);
         if end.is_none_or(|end| end > self.size) {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+            return Err(TapeError::Damaged("the file ends before".to_owned()));
         }
         let (mut at, mut rest) = (offset, bytes);
         while !rest.is_empty() {
@@ -103,7 +114,7 @@ impl Content {
     }
 
     /// Copies stretches of it to the same places of a file, on all processors; zeros become holes.
-    fn copy(&self, to: &File, stretches: &[Span]) -> io::Result<()> {
+    fn copy(&self, to: &File, stretches: &[Span]) -> Result<(), CopyError> {
         let mut count = 0u64;
         // The number of each one's first piece.
         let firsts: Vec<u64> = stretches
@@ -128,7 +139,7 @@ impl Content {
                 let len = usize::try_from(PIECE_BYTES.min(span.len.saturating_sub(from))).unwrap_or_default();
                 let bytes = buffer.get_mut(..len).unwrap_or_default();
                 self.read_at(bytes, span.at + from)?;
-                let _solid = write_solid(to, bytes, span.at + from)?;
+                let _solid = write_solid(to, bytes, span.at + from).map_err(CopyError::Write)?;
             }
         };
         let threads = thread::available_parallelism()
@@ -141,11 +152,11 @@ impl Content {
         thread::scope(|scope| {
             let others: Vec<_> = (0..others).map(|_| scope.spawn(work)).collect();
             let own = work();
-            let panicked = |_| Err(io::Error::other("a thread ended early"));
+            let panicked = |_| Err(CopyError::Write(io::Error::other("a thread ended early")));
             others
                 .into_iter()
                 .map(|other| other.join().unwrap_or_else(panicked))
-                .fold(own, io::Result::and)
+                .fold(own, Result::and)
         })
     }
 }
@@ -183,7 +194,7 @@ impl Contents {
     /// Makes the file at a place of one of them, with these stretches of it; all else is a hole. What is there goes.
     ///
     /// # Errors
-    /// It is none of them; what the disk says; the archive is damaged.
+    /// It is none of them; what the disk says; the archive is damaged, or was changed.
     pub fn make(&self, place: &Path, stretches: &[Span]) -> Result<(), ArchiveError> {
         let failed = |error: io::Error| ArchiveError::storage("write", place, error);
         let path = place.strip_prefix(&self.root).unwrap_or(place);
@@ -199,12 +210,9 @@ impl Contents {
             .and_then(|mut root| root.create_file(path, Mode::S_IRUSR | Mode::S_IWUSR));
         let file = made.map_err(|error| failed(error.into()))?;
         file.set_len(content.size).map_err(failed)?;
-        content.copy(&file, stretches).map_err(|error| {
-            let what = format!("damaged: {error}");
-            match error.raw_os_error() {
-                Some(_) => failed(error),
-                None => ArchiveError::damaged(&self.archive, what),
-            }
+        content.copy(&file, stretches).map_err(|error| match error {
+            CopyError::Read(error) => error.of(&self.archive),
+            CopyError::Write(error) => failed(error),
         })
     }
 

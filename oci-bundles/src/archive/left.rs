@@ -7,7 +7,8 @@
 //! ```
 //!
 //! What is left is told beside what was unpacked, never in it: an archive cannot say that its memory is in a file of this machine.
-//! It is one archive from the first look to the last: another file under its name, and one that was written to since, are refused.
+//! It is one archive from the first look to the last: another file under its name, and one that was written to since, are refused;
+//! so is whatever is read of one that was written to after it was opened.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
@@ -42,7 +43,9 @@ pub struct Stamp {
     device: u64,
     inode: u64,
     size: u64,
-    /// Seconds since 1970 and nanoseconds.
+    /// When it was written to: seconds since 1970 and nanoseconds.
+    modified: (i64, i64),
+    /// The same of anything about it, which nobody can set; to remove one of its names is such a change, too.
     changed: (i64, i64),
 }
 
@@ -52,8 +55,19 @@ impl Stamp {
             device: metadata.dev(),
             inode: metadata.ino(),
             size: metadata.len(),
-            changed: (metadata.mtime(), metadata.mtime_nsec()),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
+    }
+
+    /// Its bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Whether the same file was not written to since. It may have lost its name.
+    pub fn has_same_content(&self, before: &Self) -> bool {
+        (self.size, self.modified) == (before.size, before.modified)
     }
 }
 
@@ -90,6 +104,11 @@ impl Leaving {
             && self.files.len() < FILES_MAX
             && self.bytes.saturating_add(entry.size) <= self.bytes_max
             && is_memory(&entry.path)
+    }
+
+    /// Whether a file of that name was left.
+    pub fn has(&self, path: &Path) -> bool {
+        self.files.iter().any(|file| file.path == path)
     }
 
     /// Leaves a file that begins there.
@@ -217,13 +236,13 @@ impl Left {
         }
         let form = Form::ALL.into_iter().find(|form| form.word() == self.form);
         let tape = match form {
-            Some(form) => Tape::new(form, file).map_err(failed)?,
+            Some(form) => Tape::new(form, file, self.stamp).map_err(failed)?,
             None => None,
         };
         let tape = Arc::new(tape.ok_or_else(|| failed(io::ErrorKind::Unsupported.into()))?);
         let files = self.files.iter().map(|file| {
             let content = Content::find(&tape, &file.path, file.size, file.at);
-            let content = content.map_err(|what| ArchiveError::damaged(archive, what))?;
+            let content = content.map_err(|error| error.of(archive))?;
             Ok((file.path.clone(), Arc::new(content)))
         });
         let files = files.collect::<Result<_, ArchiveError>>()?;

@@ -5,12 +5,16 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use nix::errno::Errno;
 use zstd::bulk::Decompressor;
 
+use super::ArchiveError;
 use super::form::Form;
 use super::frames::{self, Frame};
+use super::left::Stamp;
 
 /// Frames that are kept decompressed. Neighbouring pieces share one, and threads that work side by side are a few pieces apart.
 const KEPT_MAX: usize = 32;
@@ -18,21 +22,68 @@ const KEPT_MAX: usize = 32;
 /// The most that they take, in bytes: a foreign archive may have larger frames than ours.
 const KEPT_BYTES_MAX: usize = 32 << 20;
 
+/// Why what is in an archive cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TapeError {
+    /// The disk's word. Another try may succeed.
+    #[error("{}", io::Error::from(*.0))]
+    Disk(Errno),
+    /// It is not what was written there.
+    #[error("the archive is damaged: {0}")]
+    Damaged(String),
+    /// Somebody has written to it: there may be anything in it.
+    #[error("the archive was changed while its memory was being read")]
+    Changed,
+}
+
+impl TapeError {
+    /// The same, about an archive.
+    pub fn of(self, archive: &Path) -> ArchiveError {
+        match self {
+            Self::Disk(errno) => ArchiveError::storage("read", archive, errno),
+            Self::Damaged(what) => ArchiveError::damaged(archive, format!("damaged: {what}")),
+            Self::Changed => ArchiveError::damaged(archive, Self::Changed.to_string()),
+        }
+    }
+}
+
+impl From<io::Error> for TapeError {
+    /// A number from the kernel is about the disk; all else is what decompressors say, or that it is shorter than it was.
+    fn from(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(number) => Self::Disk(Errno::from_raw(number)),
+            None => Self::Damaged(error.to_string()),
+        }
+    }
+}
+
+impl From<TapeError> for io::Error {
+    fn from(error: TapeError) -> Self {
+        match error {
+            TapeError::Disk(errno) => errno.into(),
+            error => Self::new(io::ErrorKind::InvalidData, error),
+        }
+    }
+}
+
 /// A tar that can be read anywhere.
 #[derive(Debug)]
 pub struct Tape {
     file: File,
+    /// In which state everything in it was found.
+    stamp: Stamp,
     len: u64,
     frames: Option<Frames>,
 }
 
 impl Tape {
     /// The tar in a file of a form; nothing if all before a place has to be read to come there.
-    pub fn new(form: Form, file: File) -> io::Result<Option<Self>> {
-        let len = file.metadata()?.len();
+    pub fn new(form: Form, file: File, stamp: Stamp) -> io::Result<Option<Self>> {
+        let len = stamp.size();
         match form {
             Form::Tar => Ok(Some(Self {
                 file,
+                stamp,
                 len,
                 frames: None,
             })),
@@ -40,6 +91,7 @@ impl Tape {
                 let frames = Frames::new(&found);
                 Self {
                     file,
+                    stamp,
                     len: frames.end,
                     frames: Some(frames),
                 }
@@ -49,10 +101,16 @@ impl Tape {
     }
 
     /// Fills `bytes` from there on.
-    pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        match &self.frames {
-            None => self.file.read_exact_at(bytes, offset),
+    pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<(), TapeError> {
+        let read = match &self.frames {
+            None => self.file.read_exact_at(bytes, offset).map_err(TapeError::from),
             Some(frames) => frames.read_at(&self.file, bytes, offset),
+        };
+        // A tar has no checksums, and a frame of another archive has a good one. The kernel notes the time before it takes what is
+        // written: whoever looks after reading has seen what was read.
+        match Stamp::of(&self.file.metadata()?).has_same_content(&self.stamp) {
+            true => read,
+            false => Err(TapeError::Changed),
         }
     }
 
@@ -101,7 +159,7 @@ struct Place {
 }
 
 /// What a frame gives; made once, by whoever comes first.
-type Opened = Arc<OnceLock<Result<Vec<u8>, (io::ErrorKind, String)>>>;
+type Opened = Arc<OnceLock<Result<Vec<u8>, TapeError>>>;
 
 struct Frames {
     /// Those that give something.
@@ -139,27 +197,21 @@ impl Frames {
         }
     }
 
-    fn read_at(&self, file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    fn read_at(&self, file: &File, bytes: &mut [u8], offset: u64) -> Result<(), TapeError> {
+        let ended = || TapeError::Damaged("it ends before".to_owned());
         let (mut at, mut rest) = (offset, bytes);
         while !rest.is_empty() {
             let after = self.places.partition_point(|place| place.begin <= at);
-            let number = after.checked_sub(1).ok_or(io::ErrorKind::UnexpectedEof)?;
-            let place = *self.places.get(number).ok_or(io::ErrorKind::UnexpectedEof)?;
+            let number = after.checked_sub(1).ok_or_else(ended)?;
+            let place = *self.places.get(number).ok_or_else(ended)?;
             let opened = self.opened(number);
-            let made = opened.get_or_init(|| {
-                self.open(file, place)
-                    .map_err(|error| (error.kind(), error.to_string()))
-            });
-            let raw = made
-                .as_ref()
-                .map_err(|(kind, what)| io::Error::new(*kind, what.clone()))?;
+            let made = opened.get_or_init(|| Ok(self.open(file, place)?));
+            let raw = made.as_ref().map_err(TapeError::clone)?;
             // Nothing is left of the last one past the end.
             let from = usize::try_from(at - place.begin)
                 .ok()
                 .and_then(|from| raw.get(from..));
-            let from = from
-                .filter(|from| !from.is_empty())
-                .ok_or(io::ErrorKind::UnexpectedEof)?;
+            let from = from.filter(|from| !from.is_empty()).ok_or_else(ended)?;
             let (now, later) = rest.split_at_mut(from.len().min(rest.len()));
             now.copy_from_slice(from.get(..now.len()).unwrap_or_default());
             at += now.len() as u64;
@@ -201,5 +253,30 @@ impl Frames {
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         spare.push((decompressor, packed));
         Ok(raw)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_disk_says_is_no_damage() {
+        // A directory can be opened, and not be read.
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = File::open(dir.path()).expect("open");
+        let frames = Frames::new(&[Frame::new(10, 10).expect("a frame")]);
+        for _kept in 0..2 {
+            let read = frames.read_at(&file, &mut [0; 10], 0);
+            assert_eq!(read, Err(TapeError::Disk(Errno::EISDIR)));
+        }
+        let error = TapeError::Disk(Errno::EIO);
+        assert_eq!(
+            io::Error::from(error.clone()).raw_os_error(),
+            Some(Errno::EIO as i32)
+        );
+        assert!(matches!(error.of(dir.path()), ArchiveError::Storage { .. }));
+        let error = TapeError::from(io::Error::from(io::ErrorKind::UnexpectedEof));
+        assert!(matches!(error.of(dir.path()), ArchiveError::Damaged { .. }));
     }
 }

@@ -51,7 +51,7 @@ pub fn unpack(
 }
 
 /// The same without the memory in it, which is left where it is and can be read there ([`Left`]); nothing is left of an archive in
-/// which all before a place has to be read to come there.
+/// which all before a place has to be read to come there, or in which memory has a second name.
 pub fn unpack_without_memory(
     archive: &Path,
     dest: &Path,
@@ -59,20 +59,27 @@ pub fn unpack_without_memory(
     on_progress: &mut OnProgress<'_>,
 ) -> Result<Left, ArchiveError> {
     let form = detect_file(archive)?;
-    let partial = Partial::beside(dest)?;
-    partial.create_dir()?;
-    let mut out = Out::new(partial.path(), dest)?;
-    let mut passage = Passage::new(archive, form, Step::Unpack, limits, on_progress)?;
-    if passage.reader.input().can_pass() {
-        let most = passage.archive_bytes.saturating_mul(limits.ratio_max);
-        passage.leaving = Some(Leaving::up_to(most.max(limits.ratio_from)));
+    let mut is_whole = false;
+    loop {
+        let partial = Partial::beside(dest)?;
+        partial.create_dir()?;
+        let mut out = Out::new(partial.path(), dest)?;
+        let mut passage = Passage::new(archive, form, Step::Unpack, limits, on_progress)?;
+        if passage.reader.input().can_pass() && !is_whole {
+            let most = passage.archive_bytes.saturating_mul(limits.ratio_max);
+            passage.leaving = Some(Leaving::up_to(most.max(limits.ratio_from)));
+        }
+        passage.all(&mut Some(&mut out))?;
+        if passage.is_linked {
+            is_whole = true;
+            continue;
+        }
+        let leaving = passage.leaving.take().unwrap_or_default();
+        let stamp = passage.stamp;
+        out.finish(archive)?;
+        partial.commit(false)?;
+        return Ok(leaving.from((archive, form, stamp), dest));
     }
-    passage.all(&mut Some(&mut out))?;
-    let leaving = passage.leaving.take().unwrap_or_default();
-    let stamp = passage.stamp;
-    out.finish(archive)?;
-    partial.commit(false)?;
-    Ok(leaving.from((archive, form, stamp), dest))
 }
 
 /// Reads an archive through, as [`unpack`] would, and makes nothing: what is returned is what is in it.
@@ -182,6 +189,8 @@ struct Passage<'a, 'b> {
     entry_at: u64,
     /// What is left in the archive.
     leaving: Option<Leaving>,
+    /// What is left has a second name, and the way ends there.
+    is_linked: bool,
     limits: Limits,
     buffer: Vec<u8>,
     step: Step,
@@ -213,6 +222,7 @@ impl<'a, 'b> Passage<'a, 'b> {
             reader: Reader::new(decoder),
             entry_at: 0,
             leaving: None,
+            is_linked: false,
             limits: limits.clone(),
             buffer: vec![0; DATA_BYTES],
             step,
@@ -226,7 +236,9 @@ impl<'a, 'b> Passage<'a, 'b> {
 
     fn all(&mut self, out: &mut Option<&mut Out<'_>>) -> Result<(), ArchiveError> {
         let mut count = 0u64;
-        while let Some(entry) = self.next_entry()? {
+        while !self.is_linked
+            && let Some(entry) = self.next_entry()?
+        {
             count += 1;
             if count > self.limits.entries_max {
                 return Err(self.too_large("entries", self.limits.entries_max));
@@ -282,6 +294,10 @@ impl<'a, 'b> Passage<'a, 'b> {
                     size: entry.size,
                     digest,
                 });
+                Ok(())
+            }
+            Kind::HardLink(first) if self.leaving.as_ref().is_some_and(|leaving| leaving.has(first)) => {
+                self.is_linked = true;
                 Ok(())
             }
             Kind::HardLink(first) => {

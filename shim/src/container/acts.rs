@@ -405,8 +405,7 @@ async fn restore_and_let_go(facts: &Arc<Facts>, deferred: Deferred) -> Result<In
     let (prepared, settings) = (deferred.prepared, &facts.settings.restore);
     // The client has put the writable layer back, which is what this waited for.
     let from = From {
-        checkpoint: deferred.checkpoint,
-        left: deferred.left,
+        images: deferred.images,
         layer_is_there: true,
     };
     let init = restore_init(facts, prepared, from, settings).await?;

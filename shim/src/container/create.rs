@@ -69,6 +69,13 @@ pub struct Surroundings {
 #[derive(Debug)]
 pub struct Deferred {
     pub(super) prepared: Prepared,
+    pub(super) images: Images,
+}
+
+/// Where a checkpoint is.
+#[derive(Debug)]
+pub(super) struct Images {
+    /// Its directory; empty for none.
     pub(super) checkpoint: PathBuf,
     /// The list of its memory that is in an archive.
     pub(super) left: Option<PathBuf>,
@@ -115,12 +122,9 @@ pub async fn create(mut request: Request, around: Surroundings) -> Result<Contai
     let facts = Arc::new(Facts::new(&request, spec, settings, key, around));
     refuse_foreign_state(&facts)?;
     give_criu_a_config(&facts)?;
-    let layer = bring_layer(
-        &facts,
-        (&request.checkpoint, left.as_deref()),
-        &facts.settings.restore,
-    )
-    .await?;
+    let checkpoint = PathBuf::from(&request.checkpoint);
+    let images = Images { checkpoint, left };
+    let layer = bring_layer(&facts, &images, &facts.settings.restore).await?;
     if let Err(error) = mount_rootfs(&facts.bundle, &request.rootfs) {
         put_layer_back(&facts, layer);
         return Err(error);
@@ -128,7 +132,7 @@ pub async fn create(mut request: Request, around: Surroundings) -> Result<Contai
     let entry = registry.entry(facts.new_entry(&request, unpacked_from.as_deref()));
     let strangers = facts.reaper.expect_strangers();
     let filled = layer.as_ref().is_some_and(Replaced::is_filled);
-    let init = match init(&facts, &request, left, filled).await {
+    let init = match init(&facts, &request, images, filled).await {
         Ok(init) => {
             keep_layer(layer);
             init
@@ -151,6 +155,18 @@ pub async fn create(mut request: Request, around: Surroundings) -> Result<Contai
     let container = queue::own(facts, init, request.stdio, entry);
     drop(strangers);
     Ok(container)
+}
+
+impl Images {
+    /// It is none: the container begins anew.
+    fn is_none(&self) -> bool {
+        self.checkpoint.as_os_str().is_empty()
+    }
+
+    /// The writable layer in it, if it has one.
+    pub(super) fn layer(&self) -> std::result::Result<Option<layer::Saved>, RestoreCause> {
+        layer::of_checkpoint(&self.checkpoint, self.left.as_deref())
+    }
 }
 
 impl Init {
@@ -301,20 +317,20 @@ pub(super) fn unmount_rootfs(bundle: &Path) -> Result<()> {
 /// Puts the writable layer of a checkpoint in the place of the container's, if it has one and we are to mount it.
 pub(super) async fn bring_layer(
     facts: &Facts,
-    (checkpoint, left): (&str, Option<&Path>),
+    images: &Images,
     settings: &config::Restore,
 ) -> Result<Option<Replaced>> {
     let gone =
         layer::mend(&facts.rootfs).map_err(internal("put back the layer that a restore had replaced"))?;
     gone.into_iter().for_each(remove_layer);
-    let Some(upper) = layer::upper(&facts.rootfs).filter(|_| !checkpoint.is_empty()) else {
+    let Some(upper) = layer::upper(&facts.rootfs).filter(|_| !images.is_none()) else {
         return Ok(None);
     };
     let failed = |error: RestoreCause| error.told("put back the writable layer");
-    let Some(saved) = layer::of_checkpoint(Path::new(checkpoint), left).map_err(failed)? else {
+    let Some(layer) = images.layer().map_err(failed)? else {
         return Ok(None);
     };
-    let replaced = Replaced::with(&facts.reaper, saved, upper, &facts.bundle, settings.timeout).await;
+    let replaced = Replaced::with(&facts.reaper, layer, upper, &facts.bundle, settings.timeout).await;
     replaced.map(Some).map_err(failed)
 }
 
@@ -342,30 +358,19 @@ pub(super) fn put_layer_back(facts: &Facts, layer: Option<Replaced>) {
     }
 }
 
-async fn init(
-    facts: &Arc<Facts>,
-    request: &Request,
-    left: Option<PathBuf>,
-    layer_is_there: bool,
-) -> Result<Init> {
+async fn init(facts: &Arc<Facts>, request: &Request, images: Images, layer_is_there: bool) -> Result<Init> {
     let mut prepared = stdio::prepare(&request.stdio, &facts.stdio_context(&facts.id))
         .map_err(internal("set up the stdio"))?;
-    if request.checkpoint.is_empty() {
+    if images.is_none() {
         run_create(facts, &mut prepared).await?;
         let pid = read_pid(&facts.bundle.join("init.pid"))?;
         return here(facts, prepared, pid, None).await;
     }
-    let checkpoint = PathBuf::from(&request.checkpoint);
-    match restore::when(&checkpoint) {
-        RestoreAt::Start => Ok(Init::Later(Deferred {
-            prepared,
-            checkpoint,
-            left,
-        })),
+    match restore::when(&images.checkpoint) {
+        RestoreAt::Start => Ok(Init::Later(Deferred { prepared, images })),
         RestoreAt::Create => {
             let from = From {
-                checkpoint,
-                left,
+                images,
                 layer_is_there,
             };
             restore_init(facts, prepared, from, &facts.settings.restore).await
@@ -376,9 +381,7 @@ async fn init(
 /// What a container is restored from.
 #[derive(Debug)]
 pub(super) struct From {
-    pub(super) checkpoint: PathBuf,
-    /// The list of its memory that is in an archive.
-    pub(super) left: Option<PathBuf>,
+    pub(super) images: Images,
     /// Its writable layer has taken the place of the container's.
     pub(super) layer_is_there: bool,
 }
@@ -402,8 +405,8 @@ pub(super) async fn restore_init(
         namespace: facts.namespace.clone(),
         id: facts.id.clone(),
         bundle: facts.bundle.clone(),
-        checkpoint: from.checkpoint,
-        left: from.left,
+        checkpoint: from.images.checkpoint,
+        left: from.images.left,
         key: facts.key.clone(),
         layer_is_there: from.layer_is_there,
         work_path,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
-use super::create::Init;
+use super::create::{Images, Init};
 use super::{Command, Container, Facts, Message, Owner, QUEUE_MAX, View};
 use crate::error::Error;
 use crate::process::Process;
@@ -155,7 +155,7 @@ impl Owner {
                 left,
                 settings,
                 reply,
-            } => self.restore((checkpoint, left), unpacked_from, *settings, reply),
+            } => self.restore(Images { checkpoint, left }, unpacked_from, *settings, reply),
             Command::Cancel { reply } => {
                 let cancelled = self.cancel();
                 answer(reply, cancelled);

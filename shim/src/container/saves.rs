@@ -9,7 +9,7 @@ use jobs::time::millis;
 
 use super::acts::{delete_from_runc, let_go};
 use super::create::{
-    From, Init, bring_layer, keep_layer, mount_rootfs, put_layer_back, restore_init, unmount_rootfs,
+    From, Images, Init, bring_layer, keep_layer, mount_rootfs, put_layer_back, restore_init, unmount_rootfs,
 };
 use super::execs::drain;
 use super::filling::until_filled;
@@ -99,7 +99,7 @@ impl Owner {
     /// as far as those who read and write them are still there.
     pub(super) fn restore(
         &mut self,
-        (checkpoint, left): (PathBuf, Option<PathBuf>),
+        images: Images,
         unpacked_from: Option<PathBuf>,
         settings: config::Restore,
         reply: Reply<RestoredInPlace>,
@@ -110,11 +110,12 @@ impl Owner {
         let facts = Arc::clone(&self.facts);
         let strangers = facts.reaper.expect_strangers();
         let (streams, stdio) = (self.init.streams.take(), what_is_there(&self.init.stdio));
-        let (from, request) = (unpacked_from.unwrap_or_else(|| checkpoint.clone()), stdio.clone());
+        let from = unpacked_from.unwrap_or_else(|| images.checkpoint.clone());
+        let request = stdio.clone();
         let restore = async move {
             let _moves = moves::expect();
             drain(streams).await;
-            in_place(&facts, &request, (checkpoint, left), &settings).await
+            in_place(&facts, &request, images, &settings).await
         };
         // Told as a start: the exit of what is restored, if it comes at once, has to wait for it.
         self.exclusively("start", restore, move |owner, restored| {
@@ -170,14 +171,13 @@ impl Owner {
 async fn in_place(
     facts: &Arc<Facts>,
     stdio: &StdioRequest,
-    (checkpoint, left): (PathBuf, Option<PathBuf>),
+    images: Images,
     settings: &config::Restore,
 ) -> Result<(i32, Streams, Restored)> {
     delete_from_runc(facts, None).await?;
-    let layer = renew_root(facts, (&checkpoint, left.as_deref()), settings).await?;
+    let layer = renew_root(facts, &images, settings).await?;
     let from = From {
-        checkpoint,
-        left,
+        images,
         layer_is_there: layer.as_ref().is_some_and(Replaced::is_filled),
     };
     let (pid, streams, restored) = match bring_back(facts, stdio, from, settings).await {
@@ -204,19 +204,16 @@ async fn in_place(
 }
 
 /// Mounts the root file system anew, with the writable layer of the checkpoint, if it has one and we had mounted it.
-async fn renew_root(
-    facts: &Facts,
-    (checkpoint, left): (&Path, Option<&Path>),
-    settings: &config::Restore,
-) -> Result<Option<Replaced>> {
-    let has_layer = layer::of_checkpoint(checkpoint, left)
+async fn renew_root(facts: &Facts, images: &Images, settings: &config::Restore) -> Result<Option<Replaced>> {
+    let has_layer = images
+        .layer()
         .map_err(|error| error.told("read the checkpoint"))?
         .is_some();
     if !has_layer || layer::upper(&facts.rootfs).is_none() {
         return Ok(None);
     }
     unmount_rootfs(&facts.bundle)?;
-    let layer = bring_layer(facts, (&checkpoint.display().to_string(), left), settings).await;
+    let layer = bring_layer(facts, images, settings).await;
     let mounted = mount_rootfs(&facts.bundle, &facts.rootfs);
     match (layer, mounted) {
         (Ok(layer), Ok(())) => Ok(layer),

@@ -15,6 +15,7 @@ use crate::criu::telling::Telling;
 use crate::error::{Error, chain};
 use crate::phases::Failed;
 use crate::worker::errand::ErrandError;
+use crate::worker::page_server::PageServerError;
 
 /// A restore that failed and was taken back.
 #[derive(Debug)]
@@ -82,6 +83,9 @@ pub enum RestoreCause {
     /// What was left in an archive was not taken out.
     #[error("take the memory out of the archive: {0}")]
     Memory(ErrandError),
+    /// What was to give memory does not, and does not go away.
+    #[error(transparent)]
+    Served(PageServerError),
     /// Files of the checkpoint were not put back.
     #[error("put the container's files back: {0}")]
     Worker(ErrandError),
@@ -114,6 +118,13 @@ impl RestoreCause {
         match error.is_late() {
             true => Self::TimedOut(format!("take the memory out of the archive: {error}")),
             false => Self::Memory(error),
+        }
+    }
+
+    pub(super) fn served(error: PageServerError) -> Self {
+        match error {
+            PageServerError::TimedOut(_) => Self::TimedOut(error.to_string()),
+            error => Self::Served(error),
         }
     }
 

@@ -194,6 +194,7 @@ impl Restoring {
             Ok(Started::Unsuitable(reason)) => {
                 tracing::info!(id = self.id, reason, "all memory is restored at once");
             }
+            Err(error) if error.is_final(self.left.is_some()) => return Err(RestoreCause::served(error)),
             Err(error) => tracing::warn!(
                 id = self.id,
                 error = chain(&error),
@@ -216,7 +217,7 @@ impl Restoring {
     /// Nobody is left whom it could serve.
     pub(super) async fn stop_serving(&mut self) -> Result<(), RestoreCause> {
         if let Some(filling) = self.filling.take() {
-            filling.stop().await;
+            filling.stop().await.map_err(RestoreCause::served)?;
         }
         Ok(())
     }

@@ -27,6 +27,9 @@ use crate::spawn;
 /// what CRIU reads itself; that is given as long as the restore is.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
+/// How long one that was killed may take to end: the kernel lets nobody go who waits for a disk.
+const END_DEADLINE: Duration = Duration::from_secs(10);
+
 /// Why there is no server.
 #[derive(Debug, Error)]
 pub enum PageServerError {
@@ -39,6 +42,20 @@ pub enum PageServerError {
     /// It does not come up.
     #[error("start a server of pages: it does not listen after {} s", .0.as_secs())]
     TimedOut(Duration),
+    /// It is there, and can neither be used nor be ended.
+    #[error("end a server of pages: it was killed {} s ago, and waits for a disk", .0.as_secs())]
+    Stuck(Duration),
+}
+
+impl PageServerError {
+    /// Whether another way to the memory would fare as this one: who has waited so long for an archive does not wait once more.
+    pub fn is_final(&self, in_archive: bool) -> bool {
+        match self {
+            Self::Start(_) | Self::Ended(_) => false,
+            Self::TimedOut(_) => in_archive,
+            Self::Stuck(_) => true,
+        }
+    }
 }
 
 /// What came of starting one.
@@ -89,13 +106,21 @@ impl Filling {
     }
 
     /// Ends it, for a restore that has failed: there must be no process left that it serves.
-    pub async fn stop(&self) {
-        if self.exit.now().is_none() {
-            // Not reaped yet, so the pid is still its own.
-            let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
-        }
-        let _ = self.exit.wait().await;
+    ///
+    /// # Errors
+    /// [`PageServerError::Stuck`].
+    pub async fn stop(&self) -> Result<(), PageServerError> {
+        end(self.pid, &self.exit, END_DEADLINE).await
     }
+}
+
+async fn end(pid: i32, exit: &ExitWatch, limit: Duration) -> Result<(), PageServerError> {
+    if exit.now().is_none() {
+        // Not reaped yet, so the pid is still its own.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    let ended = timeout(limit, exit.wait()).await;
+    ended.map(drop).map_err(|_| PageServerError::Stuck(limit))
 }
 
 /// What it is to serve.
@@ -116,7 +141,7 @@ pub struct Order<'a> {
 /// Starts a server, which CRIU will find in its working directory.
 ///
 /// # Errors
-/// [`PageServerError`]; nothing is left of it then.
+/// [`PageServerError`]; nothing is left of it then, unless it is [`PageServerError::Stuck`].
 pub async fn start(reaper: &Arc<Reaper>, order: &Order<'_>) -> Result<Started, PageServerError> {
     let (ours, theirs) = pair().map_err(PageServerError::Start)?;
     let mut command = Command::new("/proc/self/exe");
@@ -155,8 +180,7 @@ pub async fn start(reaper: &Arc<Reaper>, order: &Order<'_>) -> Result<Started, P
         Ok(None) => Ok(Started::Serving(follow(child, ours))),
         Ok(Some(reason)) => Ok(Started::Unsuitable(reason)),
         Err(error) => {
-            let _ = kill(Pid::from_raw(child.pid), Signal::SIGKILL);
-            let _ = child.exit.wait().await;
+            end(child.pid, &child.exit, END_DEADLINE).await?;
             Err(error)
         }
     }
@@ -208,5 +232,43 @@ fn follow(child: Child, socket: UnixDatagram) -> Filling {
         exit: child.exit,
         end,
         socket,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_end_when_killed_is_not_waited_for() {
+        let reaper = Reaper::new();
+        let mut command = Command::new("sleep");
+        let child = reaper.spawn(command.arg("60")).expect("a child");
+        // Nobody reaps it: so looks one that the kernel does not let go.
+        let ended = end(child.pid, &child.exit, END_DEADLINE).await;
+        assert!(
+            matches!(ended, Err(PageServerError::Stuck(END_DEADLINE))),
+            "{ended:?}"
+        );
+        let status = nix::sys::wait::waitpid(Pid::from_raw(child.pid), None);
+        assert!(status.is_ok(), "{status:?}");
+    }
+
+    #[test]
+    fn an_archive_that_took_too_long_is_not_read_once_more() {
+        let limit = Duration::from_secs(1);
+        for (error, elsewhere, in_archive) in [
+            (
+                PageServerError::Start(io::ErrorKind::NotFound.into()),
+                false,
+                false,
+            ),
+            (PageServerError::Ended(String::new()), false, false),
+            (PageServerError::TimedOut(limit), false, true),
+            (PageServerError::Stuck(limit), true, true),
+        ] {
+            assert_eq!(error.is_final(false), elsewhere, "{error}");
+            assert_eq!(error.is_final(true), in_archive, "{error}");
+        }
     }
 }

@@ -1,13 +1,15 @@
 //! Archives of every kind, unpacked without their memory.
 
 use std::fs::{self, File};
-use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::stat::Mode;
 
 use super::super::entry::Span;
+use super::super::tape::TapeError;
 use super::super::writer::Writer;
 use super::super::{Limits, Progress, pack, unpack_without_memory};
 use super::*;
@@ -24,6 +26,24 @@ fn memory(len: usize) -> Vec<u8> {
     (0..len)
         .map(|at| ((at / PAGE * 31) ^ (at / 64)) as u8 | 1)
         .collect()
+}
+
+/// The clock of files goes by ticks of 10 ms at most.
+fn tick() {
+    thread::sleep(Duration::from_millis(20));
+}
+
+fn tar_of(entries: &[(&str, Kind, &[u8])]) -> Vec<u8> {
+    let mut tar = Writer::new(Vec::new());
+    for (name, kind, data) in entries {
+        let mut entry = Entry::new((*name).into(), kind.clone(), 0o700);
+        entry.size = data.len() as u64;
+        tar.entry(&entry).expect("an entry");
+        if !data.is_empty() {
+            tar.data(data).expect("data");
+        }
+    }
+    tar.finish().expect("a tar")
 }
 
 struct Bed {
@@ -99,8 +119,12 @@ fn what_is_left_is_read_where_it_is() {
             assert_eq!(names(name).exists(), is_there, "{name}");
         }
         let contents = left.open().expect("open");
-        // Its name may go now.
-        fs::remove_file(&archive).expect("removed");
+        // It may get other names now, and lose them.
+        let other = archive.with_extension("other");
+        fs::hard_link(&archive, &other).expect("linked");
+        for name in [&archive, &other] {
+            fs::remove_file(name).expect("removed");
+        }
         for (name, bytes) in [("pages-1.img", bed.pages.clone()), ("pages-2.img", bed.holey())] {
             let content = contents.at(&names(name)).expect(name);
             assert_eq!(content.size(), bytes.len() as u64);
@@ -116,10 +140,8 @@ fn what_is_left_is_read_where_it_is() {
                 content.read_at(&mut read, at as u64).expect("read");
                 assert!(read == bytes[at..at + len], "{name}: {len} at {at}");
             }
-            let past = content
-                .read_at(&mut [0; 2], bytes.len() as u64 - 1)
-                .expect_err("past its end");
-            assert_eq!(past.kind(), io::ErrorKind::UnexpectedEof);
+            let past = content.read_at(&mut [0; 2], bytes.len() as u64 - 1);
+            assert!(matches!(past, Err(TapeError::Damaged(_))), "{past:?}");
         }
         assert!(contents.at(&names("pages-3.img")).is_none());
         contents.make_all().expect("made");
@@ -172,6 +194,44 @@ fn what_was_changed_since_is_not_opened() {
 }
 
 #[test]
+fn what_was_changed_and_got_its_time_back_is_not_opened() {
+    let bed = Bed::new();
+    let archive = bed.packed(Form::Tar);
+    let (_root, left) = bed.unpacked(&archive);
+    let file = File::options().write(true).open(&archive).expect("open");
+    let before = file.metadata().expect("there").modified().expect("a time");
+    tick();
+    file.write_all_at(&[0x55; 64], MIB as u64).expect("written");
+    file.set_modified(before).expect("set");
+    let error = left.open().expect_err("changed");
+    assert!(error.to_string().contains("it was changed"), "{error}");
+}
+
+/// In a tar nothing else tells; a frame of another archive has a good checksum.
+#[test]
+fn what_is_changed_while_it_is_open_is_not_read() {
+    let bed = Bed::new();
+    for form in [Form::Tar, Form::Zstd] {
+        let archive = bed.packed(form);
+        let (root, left) = bed.unpacked(&archive);
+        let contents = left.open().expect("open");
+        let content = contents.at(&root.join("checkpoint/pages-1.img")).expect("left");
+        let mut page = vec![0; PAGE];
+        content.read_at(&mut page, 0).expect("read");
+        let same = fs::read(&archive).expect("read");
+        let file = File::options().write(true).open(&archive).expect("open");
+        tick();
+        file.write_all_at(&same[..64], 0).expect("written");
+        for at in [0, 2 * MIB] {
+            let read = content.read_at(&mut page, at as u64);
+            assert_eq!(read, Err(TapeError::Changed), "{form}");
+        }
+        let error = contents.make_all().expect_err("changed").to_string();
+        assert!(error.contains("was changed while"), "{form}: {error}");
+    }
+}
+
+#[test]
 fn damage_is_seen_where_it_is_read() {
     let bed = Bed::new();
     let archive = bed.packed(Form::Zstd);
@@ -179,8 +239,12 @@ fn damage_is_seen_where_it_is_read() {
     let contents = left.open().expect("open");
     let content = contents.at(&root.join("checkpoint/pages-1.img")).expect("left");
     let file = File::options().write(true).open(&archive).expect("open");
-    let middle = file.metadata().expect("there").len() / 3;
+    let metadata = file.metadata().expect("there");
+    let middle = metadata.len() / 3;
     file.write_all_at(&[0x55; 64], middle).expect("written");
+    // What a disk loses nobody has written.
+    file.set_modified(metadata.modified().expect("a time"))
+        .expect("set");
     let mut page = vec![0; PAGE];
     let good = |page: &mut Vec<u8>, at: usize| content.read_at(page, at as u64).is_ok();
     let pages: Vec<usize> = (0..bed.pages.len() / PAGE).map(|page| page * PAGE).collect();
@@ -193,37 +257,59 @@ fn damage_is_seen_where_it_is_read() {
 }
 
 #[test]
-fn what_is_there_twice_or_linked_to_is_refused() {
+fn what_is_there_twice_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     let large = memory(2 * MIB);
-    for (number, other) in [
-        (2 * MIB, Kind::File),
-        (7, Kind::File),
-        (0, Kind::HardLink("pages-1.img".into())),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let mut tar = Writer::new(Vec::new());
-        let (size, kind) = other;
-        let mut entry = Entry::new("pages-1.img".into(), Kind::File, 0o600);
-        entry.size = large.len() as u64;
-        tar.entry(&entry).expect("an entry");
-        tar.data(&large).expect("data");
-        let name = if kind == Kind::File { "pages-1.img" } else { "link" };
-        let mut entry = Entry::new(name.into(), kind, 0o600);
-        entry.size = size as u64;
-        tar.entry(&entry).expect("an entry");
-        if size > 0 {
-            tar.data(&large[..size]).expect("data");
-        }
-        let archive = dir.path().join(format!("{number}.tar"));
-        fs::write(&archive, tar.finish().expect("a tar")).expect("written");
+    for size in [2 * MIB, 7] {
+        let tar = tar_of(&[
+            ("pages-1.img", Kind::File, &large),
+            ("pages-1.img", Kind::File, &large[..size]),
+        ]);
+        let archive = dir.path().join(format!("{size}.tar"));
+        fs::write(&archive, tar).expect("written");
         let root = dir.path().join("root");
         let left = unpack_without_memory(&archive, &root, &Limits::default(), &mut quiet);
-        assert!(left.is_err(), "{number}");
+        assert!(left.is_err(), "{size}");
         assert!(!root.exists());
     }
+}
+
+/// So comes a directory whose equal files somebody has linked to one another.
+#[test]
+fn memory_with_two_names_is_unpacked() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let large = memory(2 * MIB);
+    let link = |to: &str| Kind::HardLink(to.into());
+    for (number, name) in ["checkpoint/pages-2.img", "checkpoint/other"]
+        .into_iter()
+        .enumerate()
+    {
+        let tar = tar_of(&[
+            ("checkpoint", Kind::Directory, &[]),
+            ("checkpoint/pages-1.img", Kind::File, &large),
+            (name, link("checkpoint/pages-1.img"), &[]),
+            ("checkpoint/pages-3.img", Kind::File, &large),
+            ("checkpoint/last", link(name), &[]),
+        ]);
+        let archive = dir.path().join(format!("{number}.tar"));
+        fs::write(&archive, tar).expect("written");
+        let root = dir.path().join(format!("{number}"));
+        let left = unpack_without_memory(&archive, &root, &Limits::default(), &mut quiet).expect("unpacked");
+        assert!(left.is_empty());
+        for name in ["checkpoint/pages-1.img", name, "checkpoint/last"] {
+            assert!(fs::read(root.join(name)).expect("read") == large, "{name}");
+        }
+        let links = fs::metadata(root.join(name)).expect("there").nlink();
+        assert_eq!(links, 3, "{name}");
+        assert_eq!(
+            fs::metadata(root.join("checkpoint/pages-3.img"))
+                .expect("there")
+                .nlink(),
+            1
+        );
+    }
+    let names = fs::read_dir(dir.path()).expect("list").count();
+    assert_eq!(names, 4, "nothing else is left");
 }
 
 #[test]

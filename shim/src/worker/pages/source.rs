@@ -16,7 +16,7 @@ pub(super) trait Source: Debug + Send + Sync {
     /// Reads all of `bytes` from there on.
     ///
     /// # Errors
-    /// What the disk says; a file that is shorter than it was; an archive that is damaged.
+    /// What the disk says; a file that is shorter than it was; an archive that is damaged, or was changed.
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
 
     /// Gives a piece, by way of a buffer that has room for it if there is no other.
@@ -74,13 +74,7 @@ pub(super) struct PagesInArchive(pub(super) Arc<Content>);
 
 impl Source for PagesInArchive {
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0
-            .read_at(bytes, offset)
-            .map_err(|error| match error.raw_os_error() {
-                // It was open when all of it was there, and a disk has numbers for what it says.
-                None => io::Error::new(error.kind(), format!("the archive is damaged: {error}")),
-                Some(_) => error,
-            })
+        self.0.read_at(bytes, offset).map_err(io::Error::from)
     }
 }
 
