@@ -79,21 +79,32 @@ fn pages_below(dir: &Path, sum: &mut (u64, u64)) {
     }
 }
 
+/// The same for what is unpacked of one archive: other tests unpack theirs beside it.
+fn pages_of(archive: &str) -> (u64, u64) {
+    let mut sum = (0, 0);
+    for dir in fs::read_dir(UNPACKED).into_iter().flatten().flatten() {
+        let list = fs::read_to_string(dir.path().join("left")).unwrap_or_default();
+        if list.contains(archive) {
+            pages_below(&dir.path(), &mut sum);
+        }
+    }
+    sum
+}
+
 /// Restores, and returns the most that its files of pages were long, and took, meanwhile.
-fn restore_watched(cedana: &Cedana, args: &[&str]) -> Result<(u64, u64)> {
+fn restore_watched(cedana: &Cedana, id: &str, archive: &str) -> Result<(u64, u64)> {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let watch = scope.spawn(|| {
             let mut most = (0, 0);
             while !done.load(Ordering::Relaxed) {
-                let mut now = (0, 0);
-                pages_below(Path::new(UNPACKED), &mut now);
+                let now = pages_of(archive);
                 most = (most.0.max(now.0), most.1.max(now.1));
                 thread::sleep(Duration::from_millis(1));
             }
             most
         });
-        let restored = cedana.restore(args);
+        let restored = cedana.restore(&[id, "--path", archive]);
         done.store(true, Ordering::Relaxed);
         let most = watch.join().ok().context("the watch panicked")?;
         restored.map(|_pid| most)
@@ -128,7 +139,7 @@ fn memory_stays_in_the_archive_until_it_is_wanted() -> Result<()> {
         let archive = dumped(&host, &cedana, &counter, form)?;
         let ended = counter.seen()?;
         let path = archive.display().to_string();
-        let (len, taken) = restore_watched(&cedana, &[counter.id(), "--path", &path])?;
+        let (len, taken) = restore_watched(&cedana, counter.id(), &path)?;
         ensure!(len > MEMORY_BYTES, "{form}: only {len} bytes of pages were seen");
         ensure!(
             taken < MEMORY_BYTES / 8,
