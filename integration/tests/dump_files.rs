@@ -295,15 +295,15 @@ fn a_large_tmpfs_goes_to_the_disk_and_not_into_memory_once_more() -> Result<()> 
     need!(Strace, "sees where");
     let (host, cedana) = (Host::with_image()?, Cedana::new());
     let tmpfs = "type=tmpfs,dst=/memory,options=rw";
-    let counter = Counter::run_with(&host, "memory", host.runtime(), &["--mount", tmpfs])?;
+    let counter = Counter::run_with(&host, "larger", host.runtime(), &["--mount", tmpfs])?;
     let into = host.made_dir("dumps")?;
-    let shim = host.known("memory", Workload::forever()).shim_pid()?;
+    let shim = host.known("larger", Workload::forever()).shim_pid()?;
     let_criu_learn()?;
     for (mib, in_memory) in [("1", true), ("80", false)] {
         let fill = format!("dd if=/dev/zero of=/memory/fill bs=1M count={mib} 2>/dev/null");
-        shell(&host, "memory", &format!("fill-{mib}"), &fill)?;
+        shell(&host, "larger", &format!("fill-{mib}"), &fill)?;
         let tracing = Tracing::follow(shim, &host.dir().join("trace"))?;
-        let _dump = cedana.dump(&["memory", "--leave-running", "--dir", &into])?;
+        let _dump = cedana.dump(&["larger", "--leave-running", "--dir", &into])?;
         let made = tracing.made()?;
         let was = made.iter().any(|call| call.args.contains("/criu-images"));
         ensure!(was == in_memory, "{mib} MiB: in memory: {was}");

@@ -82,8 +82,9 @@ const FEATURES: &[Feature] = &[
     ),
     feature(
         "file system",
-        [No, No, No, No, No],
-        "a job is restored on the writable layer its engine keeps",
+        [Yes, Partly, Yes, Partly, Partly],
+        "cedana dump saves the writable layer of an overlay and /dev/shm, and a restore puts them back; docker keeps its layer, and Kubernetes \
+         puts its own into its archives; volumes and bind mounts are no part of a checkpoint",
     ),
     feature("GPU", [No, No, No, No, No], ""),
     feature("streaming, remote stores", [No, No, No, No, No], ""),

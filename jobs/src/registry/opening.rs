@@ -27,6 +27,9 @@ const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
+/// So much of a file is looked at to tell what it is.
+const HEAD_BYTES: u64 = 64 << 10;
+
 /// Damaged databases that are kept for whoever wants to look into it.
 const DAMAGED_KEPT: usize = 3;
 
@@ -72,13 +75,14 @@ fn head(path: &Path) -> Option<Vec<u8>> {
         return None;
     }
     let mut head = Vec::new();
-    let _bytes = file.take(MAGIC.len() as u64).read_to_end(&mut head).ok()?;
+    let _bytes = file.take(HEAD_BYTES).read_to_end(&mut head).ok()?;
     Some(head)
 }
 
-/// A database begins so, whole or cut. A crash of the host may leave zeros in its place, or nothing.
+/// A database begins so, whole or cut. A crash of the host may leave zeros in its place, or nothing; an image of a disk has a few, and then
+/// something.
 fn may_be_database(head: &[u8]) -> bool {
-    MAGIC.starts_with(head) || head.iter().all(|byte| *byte == 0)
+    MAGIC.starts_with(head.get(..MAGIC.len()).unwrap_or(head)) || head.iter().all(|byte| *byte == 0)
 }
 
 /// Opens a database again after making of it what is missing. `damaged` is one that turned out to be damaged, and
@@ -273,7 +277,9 @@ mod tests {
             (&b"SQLite format 3\0"[..], true),
             (b"SQLite f", true),
             (b"", true),
-            (&[0; 16], true),
+            (b"SQLite format 3\0\x10\0", true),
+            (&[0; 4096], true),
+            (&[&[0; 1024][..], b"x"].concat(), false),
             (b"root:x:0:0:root:", false),
             (b"sqlite format 3\0", false),
             (b"\x7fELF", false),

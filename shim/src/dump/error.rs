@@ -15,6 +15,12 @@ use crate::error::{Error, chain};
 use crate::phases::Failed;
 use crate::worker::errand::ErrandError;
 
+/// The kernel's words (ENOSPC, EDQUOT) for a disk that takes no more.
+const FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
+
+/// What is said of it where it comes from CRIU's log (`criu::telling`).
+const MAKE_ROOM: &str = "make room";
+
 /// A dump that failed and was taken back.
 #[derive(Debug)]
 pub struct DumpError {
@@ -109,6 +115,15 @@ impl DumpCause {
     }
 }
 
+/// What to do about a full disk, unless that is said: whoever meets it, a worker or we, has only the kernel's words.
+fn remedy(cause: &str) -> &'static str {
+    let is_full = FULL.iter().any(|words| cause.contains(words));
+    match is_full && !cause.contains(MAKE_ROOM) {
+        true => ": the disk is full; make room or choose another directory, and try again",
+        false => "",
+    }
+}
+
 fn listed(culprits: &[String]) -> String {
     culprits.iter().map(|culprit| format!("; {culprit}")).collect()
 }
@@ -135,13 +150,9 @@ impl DumpError {
 
 impl fmt::Display for DumpError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "dump container {} ({}): {}",
-            self.id,
-            self.phase,
-            chain(&self.cause)
-        )?;
+        let cause = chain(&self.cause);
+        write!(f, "dump container {} ({}): {cause}", self.id, self.phase)?;
+        f.write_str(remedy(&cause))?;
         for (phase, error) in &self.unwinding {
             write!(f, "; and to take back {phase}: {}", chain(error))?;
         }
@@ -174,6 +185,26 @@ impl From<DumpError> for Error {
             // Else it came too late: the text says what is left.
             DumpCause::Cancelled if error.alive && error.kept.is_none() => Self::Cancelled(text),
             _ => Self::Internal(text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_has_its_remedy_once() {
+        for (cause, expected) in [
+            (
+                "write /d/pages-1.img: No space left on device (os error 28)",
+                true,
+            ),
+            ("pack /d: write /d.tar: Disk quota exceeded (os error 122)", true),
+            ("No space left on device: the disk is full; make room", false),
+            ("write /d: Input/output error (os error 5)", false),
+        ] {
+            assert_eq!(remedy(cause).contains("make room"), expected, "{cause}");
         }
     }
 }

@@ -42,6 +42,9 @@ pub enum PageServerError {
     /// It does not come up.
     #[error("start a server of pages: it does not listen after {} s", .0.as_secs())]
     TimedOut(Duration),
+    /// The images lack memory.
+    #[error("{0}")]
+    Damaged(String),
     /// It is there, and can neither be used nor be ended.
     #[error("end a server of pages: it was killed {} s ago, and waits for a disk", .0.as_secs())]
     Stuck(Duration),
@@ -53,7 +56,7 @@ impl PageServerError {
         match self {
             Self::Start(_) | Self::Ended(_) => false,
             Self::TimedOut(_) => in_archive,
-            Self::Stuck(_) => true,
+            Self::Damaged(_) | Self::Stuck(_) => true,
         }
     }
 }
@@ -167,6 +170,7 @@ pub async fn start(reaper: &Arc<Reaper>, order: &Order<'_>) -> Result<Started, P
         match heard {
             Some((Word::Listening, _)) => Ok(None),
             Some((Word::Unsuitable(reason), _)) => Ok(Some(reason)),
+            Some((Word::Failed(reason), _)) => Err(PageServerError::Damaged(reason)),
             Some((word, _)) => Err(PageServerError::Ended(word.to_string())),
             None => Err(PageServerError::Ended("it ended at once".to_owned())),
         }

@@ -115,6 +115,10 @@ pub(super) fn serve(order: &Order) -> Result<(), PagesError> {
             let server = Server::new(channel, memories, restorer, page_size);
             return Ok(server.limited_to(order.rate).run()?);
         }
+        (_, Err(images::Unsuitable::Short(file))) => {
+            channel.say(&Word::Failed(images::Unsuitable::Short(file).to_string()), None);
+            return Ok(());
+        }
         (Err(error), _) => format!("the kernel has no userfaultfd for us: {error}"),
         (_, Err(reason)) => reason.to_string(),
     };

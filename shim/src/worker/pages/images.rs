@@ -61,6 +61,9 @@ pub(super) enum Unsuitable {
     /// There is no memory to speak of.
     #[error("restore late what is not there: no process has memory of its own")]
     Nothing,
+    /// Memory is missing: CRIU would ask for it again and again.
+    #[error("{} is shorter than its map of pages says: the checkpoint is damaged", .0.display())]
+    Short(PathBuf),
     /// Too many processes.
     #[error("serve more than {PROCESSES_MAX} processes")]
     Processes,
@@ -121,7 +124,7 @@ pub(super) fn load(dir: &Path, page_size: u64, left: Option<&Contents>) -> Resul
             }
         };
         if len < map.size {
-            return Err(Unsuitable::Malformed(path));
+            return Err(Unsuitable::Short(path));
         }
         memories.push(Memory {
             pid: *pid,
@@ -330,6 +333,7 @@ mod tests {
         pages(&dir, 2 * PAGE - 1);
         let short = load(dir.path(), PAGE, None).expect_err("a byte is missing");
         assert!(short.to_string().contains("pages-7.img"), "{short}");
+        assert!(matches!(short, Unsuitable::Short(_)));
         pages(&dir, 2 * PAGE);
         let memories = load(dir.path(), PAGE, None).expect("complete");
         assert_eq!(
