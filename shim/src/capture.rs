@@ -6,7 +6,7 @@
 //!        runc checkpoint ... CRIU --splice--> fifo --splice--> relays --read--> memory     the application stands still
 //!        --finish-->  |
 //!        <--drained-- |                                                                    from here on it may go on
-//!                     memory --write, digest, sync--> pages-N.img        a sparse file: pages of zeros cost nothing
+//!                     memory --write, digest, sync--> pages-N.img        a sparse file: pages of zeros cost nothing; begun before
 //!        <--written-- |
 //!
 //!   or, for an archive, if all pages fit into memory: digest --kept--> shim, which completes the manifest --pack--> compress, write, sync
@@ -185,7 +185,7 @@ fn capture(input: &(impl Read + std::os::fd::AsFd), output: &mut impl Write) -> 
     let mut space = memory::take(plan.memory).map_err(CaptureError::new("take", "memory for the pages"))?;
     let chunks = memory::chunks(&mut space);
     thread::scope(|scope| {
-        let writing = Writing::start(scope, &files, chunks).map_err(threads())?;
+        let writing = Writing::start(scope, &files, chunks, plan.keeps).map_err(threads())?;
         let writing = Arc::new(writing);
         let relays = Relay::some(plan.memory).map_err(CaptureError::new("make", "pipes"))?;
         let mut intake = Intake::start(scope, relays, &writing).map_err(threads())?;

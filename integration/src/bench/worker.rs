@@ -21,7 +21,7 @@ const INTERVAL: Duration = Duration::from_millis(20);
 pub struct Peak {
     /// Most of it that was ever resident.
     pub resident: u64,
-    /// Its buffer for pages: its largest mapping.
+    /// Its buffer for pages: its largest piece of memory.
     pub buffer: u64,
 }
 
@@ -98,21 +98,36 @@ fn peak_of(pid: u32) -> Option<Peak> {
                 .parse()
                 .ok()
         })?,
-        buffer: maps.lines().filter_map(length).max()? / 1024,
+        buffer: longest(&maps) / 1024,
     })
 }
 
-/// Length of the mapping in a line of `maps`, in bytes.
-fn length(line: &str) -> Option<u64> {
-    let (start, rest) = line.split_once('-')?;
-    let (end, _) = rest.split_once(' ')?;
+/// The longest stretch of memory that belongs to no file, in bytes: the kernel shows it in several mappings where only some of it has huge
+/// pages.
+fn longest(maps: &str) -> u64 {
+    let (mut longest, mut begin, mut end) = (0, 0, 0);
+    for (from, to) in maps.lines().filter_map(anonymous) {
+        if from != end {
+            begin = from;
+        }
+        end = to;
+        longest = longest.max(end - begin);
+    }
+    longest
+}
+
+/// Where the mapping in a line of `maps` begins and ends, if it belongs to no file.
+fn anonymous(line: &str) -> Option<(u64, u64)> {
+    let mut words = line.split_whitespace();
+    let (begin, end) = words.next()?.split_once('-')?;
     let address = |text| u64::from_str_radix(text, 16).ok();
-    address(end)?.checked_sub(address(start)?)
+    // Rights, offset, device and inode come before its name.
+    words.nth(4).is_none().then_some((address(begin)?, address(end)?))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{is_worker, length};
+    use super::{is_worker, longest};
 
     #[test]
     fn worker_is_known_by_program_and_argument() {
@@ -131,12 +146,11 @@ mod tests {
     }
 
     #[test]
-    fn length_is_between_the_addresses() {
-        for (line, expected) in [
-            ("7f0000000000-7f0000100000 rw-p 00000000 00:00 0 ", Some(1 << 20)),
-            ("7f0000000000", None),
-        ] {
-            assert_eq!(length(line), expected, "{line}");
-        }
+    fn what_adjoins_is_one_piece() {
+        let maps = "10000-90000 r-xp 00000000 08:01 77 /usr/bin/x\n\
+                    100000-180000 rw-p 00000000 00:00 0\n180000-200000 rw-p 00000000 00:00 0 \n\
+                    300000-380000 rw-p 00000000 00:00 0 [heap]\n7f0000000000\n400000-480000 rw-p 00000000 00:00 0\n";
+        assert_eq!(longest(maps), 1 << 20);
+        assert_eq!(longest(""), 0);
     }
 }
