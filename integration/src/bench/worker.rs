@@ -116,13 +116,18 @@ fn longest(maps: &str) -> u64 {
     longest
 }
 
+/// The stacks of threads stand beside it; they are no part of it.
+const STACK_BYTES: u64 = 2 << 20;
+
 /// Where the mapping in a line of `maps` begins and ends, if it belongs to no file.
 fn anonymous(line: &str) -> Option<(u64, u64)> {
     let mut words = line.split_whitespace();
     let (begin, end) = words.next()?.split_once('-')?;
     let address = |text| u64::from_str_radix(text, 16).ok();
-    // Rights, offset, device and inode come before its name.
-    words.nth(4).is_none().then_some((address(begin)?, address(end)?))
+    // Offset, device and inode come before the name.
+    let is_memory = words.next()? == "rw-p" && words.nth(3).is_none();
+    let (begin, end) = (address(begin)?, address(end)?);
+    (is_memory && end.checked_sub(begin)? > STACK_BYTES).then_some((begin, end))
 }
 
 #[cfg(test)]
@@ -147,10 +152,10 @@ mod tests {
 
     #[test]
     fn what_adjoins_is_one_piece() {
-        let maps = "10000-90000 r-xp 00000000 08:01 77 /usr/bin/x\n\
-                    100000-180000 rw-p 00000000 00:00 0\n180000-200000 rw-p 00000000 00:00 0 \n\
-                    300000-380000 rw-p 00000000 00:00 0 [heap]\n7f0000000000\n400000-480000 rw-p 00000000 00:00 0\n";
-        assert_eq!(longest(maps), 1 << 20);
+        let maps = "1000000-9000000 r-xp 00000000 08:01 77 /usr/bin/x\n10000000-10200000 rw-p 00000000 00:00 0\n\
+                    10200000-10800000 rw-p 00000000 00:00 0\n10800000-11200000 rw-p 00000000 00:00 0 \n\
+                    11200000-19000000 ---p 00000000 00:00 0\n7f0000000000\n20000000-20800000 rw-p 00000000 00:00 0 [heap]\n";
+        assert_eq!(longest(maps), 16 << 20);
         assert_eq!(longest(""), 0);
     }
 }
