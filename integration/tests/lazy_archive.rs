@@ -206,6 +206,17 @@ fn who_is_to_have_all_memory_first_has_it_out_of_the_archive() -> Result<()> {
     Ok(())
 }
 
+/// It is killed since its memory cannot be had, and why is kept.
+fn is_killed_for(host: &Host, cedana: &Cedana, counter: &Counter, why: &str) -> Result<()> {
+    let exit = host.api().wait(counter.id(), "")?;
+    assert_eq!(exit.exit_status, 137, "{why}");
+    let told = || {
+        let list = cedana.says(&["job", "inspect", counter.id()]).unwrap_or_default();
+        list.contains("read pages of process") && list.contains(why)
+    };
+    eventually("the reason is kept", SOON, told)
+}
+
 #[test]
 fn a_damaged_archive_is_found_out_and_ends_the_job() -> Result<()> {
     need!(OurShim, "the shim's own service");
@@ -218,13 +229,7 @@ fn a_damaged_archive_is_found_out_and_ends_the_job() -> Result<()> {
     let file = fs::File::options().write(true).open(&archive)?;
     file.write_all_at(&[0x55; 64], file.metadata()?.len() / 2)?;
     let _pid = cedana.restore(&[counter.id(), "--path", &path])?;
-    let exit = host.api().wait(counter.id(), "")?;
-    assert_eq!(exit.exit_status, 137);
-    let told = || {
-        let list = cedana.says(&["job", "inspect", counter.id()]).unwrap_or_default();
-        list.contains("read pages of process") && list.contains("the archive is damaged")
-    };
-    eventually("the reason is kept", SOON, told)?;
+    is_killed_for(&host, &cedana, &counter, "the archive is damaged")?;
     // Taken out before the job runs, nothing of it runs.
     let said = cedana.run(&["restore", "job", counter.id(), "--path", &path, "--eager"])?;
     ensure!(said.code != 0 && said.stderr.contains("damaged"), "{said:?}");
@@ -243,13 +248,7 @@ fn an_archive_that_is_written_to_while_memory_is_in_it_ends_the_job() -> Result<
         let _pid = cedana.restore(&[counter.id(), "--path", &archive.display().to_string()])?;
         let file = fs::File::options().write(true).open(&archive)?;
         file.write_all_at(&[0x55; 64], file.metadata()?.len() - 64)?;
-        let exit = host.api().wait(counter.id(), "")?;
-        assert_eq!(exit.exit_status, 137, "{form}");
-        let told = || {
-            let list = cedana.says(&["job", "inspect", counter.id()]).unwrap_or_default();
-            list.contains("read pages of process") && list.contains("the archive was changed")
-        };
-        eventually("the reason is kept", SOON, told)?;
+        is_killed_for(&host, &cedana, &counter, "the archive was changed").context(form)?;
         counter.has_ended()?;
     }
     Ok(())

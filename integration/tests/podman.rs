@@ -224,6 +224,23 @@ fn shell(host: &Host, id: &str, name: &str, script: &str) -> Result<String> {
         .ok()
 }
 
+/// The same as a directory, in which something can be changed.
+fn unpacked_with_files(host: &Host, podman: &Podman) -> Result<String> {
+    let archive = saved_with_files(podman, host.dir())?;
+    let path = host.made_dir("unpacked")?;
+    run("tar", &["-xf", &archive, "-C", &path])?.ok()?;
+    Ok(path)
+}
+
+/// Ends a task and removes its container.
+fn remove(host: &Host, id: &str) -> Result<()> {
+    host.api().kill(id, "", 9, true)?;
+    host.api().wait(id, "")?;
+    host.api().delete(id, "")?;
+    let _said = host.ctr(&["containers", "rm", id])?.ok()?;
+    Ok(())
+}
+
 #[test]
 fn the_files_of_a_container_of_podman_are_there_under_us() -> Result<()> {
     need!(OurShim, "the shim's own service");
@@ -263,11 +280,7 @@ fn the_files_of_a_container_of_podman_are_there_under_us() -> Result<()> {
     );
     cedana.restore(&["settled"])?;
     assert_eq!(shell(&host, "settled", "again", LOOK)?.trim(), wanted);
-    host.api().kill("settled", "", 9, true)?;
-    host.api().wait("settled", "")?;
-    host.api().delete("settled", "")?;
-    host.ctr(&["containers", "rm", "settled"])?.ok()?;
-    Ok(())
+    remove(&host, "settled")
 }
 
 #[test]
@@ -278,9 +291,7 @@ fn files_of_podman_that_would_do_harm_are_refused_and_nothing_is_changed() -> Re
     let host = Host::with_image()?;
     let podman = Podman::new(host.dir())?;
     let cedana = Cedana::new();
-    let archive = saved_with_files(&podman, host.dir())?;
-    let path = host.made_dir("unpacked")?;
-    run("tar", &["-xf", &archive, "-C", &path])?.ok()?;
+    let path = unpacked_with_files(&host, &podman)?;
     // A container that is there, and has files of its own.
     let create = ["containers", "create", "--runtime", host.runtime(), IMAGE, "own"];
     host.ctr(&create)?.ok()?;
@@ -313,10 +324,7 @@ fn files_of_podman_that_would_do_harm_are_refused_and_nothing_is_changed() -> Re
         "ls -d /data /bin/yes /var 2>/dev/null; true",
     )?;
     assert_eq!(seen.trim(), "/bin/yes\n/var");
-    host.api().kill("own", "", 9, true)?;
-    host.api().wait("own", "")?;
-    host.api().delete("own", "")?;
-    host.ctr(&["containers", "rm", "own"])?.ok()?;
+    remove(&host, "own")?;
     host.assert_clean()
 }
 
@@ -328,9 +336,7 @@ fn an_archive_whose_words_are_of_another_kind_leaves_nothing_behind() -> Result<
     let host = Host::with_image()?;
     let podman = Podman::new(host.dir())?;
     let cedana = Cedana::new();
-    let archive = saved_with_files(&podman, host.dir())?;
-    let path = host.made_dir("unpacked")?;
-    run("tar", &["-xf", &archive, "-C", &path])?.ok()?;
+    let path = unpacked_with_files(&host, &podman)?;
     let address = host.address().display().to_string();
     let restore = ["restore", "containerd", "--path", &path, "--id", "odd"];
     let to = ["--address", &address, "--namespace", host.namespace()];
