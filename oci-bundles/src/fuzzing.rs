@@ -15,7 +15,8 @@ use crate::archive::reader::Reader;
 use crate::archive::{self, Limits, Progress};
 use crate::checkpoint;
 use crate::manifest::{Manifest, NAME, SCHEMA};
-use crate::rootfs::apply::{Allowed, apply};
+use crate::rootfs::Tree;
+use crate::rootfs::apply::{Allowed, apply_to};
 use crate::rootfs::deleted;
 use crate::spec::SpecView;
 
@@ -130,7 +131,8 @@ fn rootfs_diff(bytes: &[u8], dir: &Path) {
         limits: limits(),
         device: &|_| false,
     };
-    let _applied = apply(
+    let _applied = apply_to(
+        Tree::Upper,
         Cursor::new(bytes),
         Path::new("diff"),
         &upper,

@@ -69,26 +69,11 @@ pub struct Applied {
     pub left_out: Vec<PathBuf>,
 }
 
-/// Puts a diff into an upper directory whose overlay is not mounted. What is there already is replaced, except that
-/// directories stay. After a failure the directory has a part of the diff and is to be thrown away. `name` is what the
-/// diff is called in messages. Needs root, or a user namespace that has every owner in the diff.
+/// Puts a diff into a tree, for instance an upper directory whose overlay is not mounted. What is there already is replaced, except that
+/// directories stay. After a failure the tree has a part of the diff and is to be thrown away. `name` is what the diff is called in messages. Needs root, or a user namespace that has every owner in the diff.
 ///
 /// # Errors
 /// The diff is damaged, hostile or larger than allowed, or what the disk says.
-pub fn apply(
-    diff: impl Read,
-    name: &Path,
-    upper: &Path,
-    allowed: &Allowed<'_>,
-    on_progress: &mut OnProgress<'_>,
-) -> Result<Applied, ArchiveError> {
-    apply_to(Tree::Upper, diff, name, upper, allowed, on_progress)
-}
-
-/// The same to any tree.
-///
-/// # Errors
-/// As [`apply`].
 pub fn apply_to(
     tree: Tree,
     diff: impl Read,

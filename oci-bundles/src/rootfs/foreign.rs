@@ -30,7 +30,7 @@ const GZIP_RATIO_MAX: u64 = 200;
 /// Puts the diff into a root file system. `name` is what it is called in messages.
 ///
 /// # Errors
-/// As [`super::apply::apply`]; and a layer is far larger than the gzip it comes out of.
+/// As [`apply_to`]; and a layer is far larger than the gzip it comes out of.
 pub fn apply(
     mut diff: File,
     name: &Path,

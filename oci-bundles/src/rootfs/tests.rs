@@ -11,7 +11,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
 use super::Tree;
-use super::apply::{Allowed, Applied, Device, apply, apply_to};
+use super::apply::{Allowed, Applied, Device, apply_to};
 use super::attributes;
 use super::deleted;
 use super::foreign;
@@ -136,7 +136,8 @@ fn made(upper: &Path) -> (Made, Vec<u8>) {
 fn applied(diff: &[u8], upper: &Path, device: &dyn Fn(Device) -> bool) -> Result<Applied, ArchiveError> {
     let limits = Limits::default();
     fs::create_dir_all(upper).unwrap();
-    apply(
+    apply_to(
+        Tree::Upper,
         diff,
         Path::new("rootfs-diff.tar"),
         upper,
@@ -522,7 +523,14 @@ fn a_diff_is_bounded() {
             limits,
             device: &|_| false,
         };
-        let result = apply(&diff[..], Path::new("diff"), dir.path(), &allowed, &mut quiet);
+        let result = apply_to(
+            Tree::Upper,
+            &diff[..],
+            Path::new("diff"),
+            dir.path(),
+            &allowed,
+            &mut quiet,
+        );
         assert!(
             matches!(result, Err(ArchiveError::TooLarge { what: said, .. }) if said == what),
             "{what}"
@@ -543,7 +551,8 @@ fn directories_above_what_is_in_a_diff_count() {
         };
         let device = &|_| false;
         let allowed = Allowed { limits, device };
-        let result = apply(
+        let result = apply_to(
+            Tree::Upper,
             &diff(&entries)[..],
             Path::new("diff"),
             &upper,
